@@ -1,0 +1,416 @@
+"""The one front door to NumPy: accepts arguments, makes views, allocates, runs a kernel without the GIL.
+
+Good arguments are accepted by a few checks in C. Whatever is not accepted at once goes to `_explain`, which converts it
+or finds out what is wrong and raises the error; nothing has been written by then.
+"""
+
+cimport numpy as cnp
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.string cimport memset
+
+from fastbn import _dispatch, _explain
+from fastbn._kernels.table cimport *
+
+cdef extern from "platform.h":
+    ctypedef unsigned int fp_mode
+    fp_mode fp_default() nogil
+    void fp_restore(fp_mode) nogil
+    void openmp_pause() nogil
+    int openmp_max_threads() nogil
+    int openmp_kind() nogil
+    const char *FASTBN_BUILD
+
+cdef extern from *:
+    """
+    /* NULL instead of an exception where a fresh array like x cannot be had: Cython then raises what NumPy set. */
+    #define fastbn_like(x) PyArray_NewLikeArray((x), NPY_KEEPORDER, NULL, 0)
+    """
+    cnp.ndarray fastbn_like(cnp.ndarray x)
+
+cnp.import_array()
+
+cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table, "fastbn.Kernels")
+
+
+# ---- threads: the numbers that _threads.py decides on
+
+# Below this many values a call stays on one thread: a team costs some 5 to 20 us to wake.
+cdef Py_ssize_t PARALLEL_FROM = 65536
+
+cdef int CHOSEN = 0         # set_num_threads; 0: not set
+cdef int MOST = 1           # what the machine grants this process
+
+
+def set_threads(int chosen, int most):
+    """Use `chosen` threads; with 0 as many as OpenMP would, at most `most`."""
+    global CHOSEN, MOST
+    CHOSEN, MOST = chosen, most
+
+
+def get_threads():
+    """The threads of the next large call. OpenMP is asked each time, so that threadpoolctl's limits count."""
+    if openmp_kind() == 0:
+        return 1
+    return CHOSEN if CHOSEN else max(1, min(MOST, openmp_max_threads()))
+
+
+def chosen_threads():
+    """What set_threads was last given first."""
+    return CHOSEN
+
+
+def pause_threads():
+    """Let go of OpenMP's threads, which a fork would not take along."""
+    openmp_pause()
+
+
+def openmp():
+    """0: serial build, 1: threads that a forked child must do without, 2: threads that are safe with fork."""
+    return openmp_kind()
+
+
+def build():
+    """Flags and Cython version of the build."""
+    return (<bytes>FASTBN_BUILD).decode()
+
+
+# ---- accepting arguments
+
+cdef inline bint plain(cnp.ndarray a):
+    """Whether an array is of a type the kernels take, in this machine's byte order."""
+    cdef int dtype = cnp.PyArray_TYPE(a)
+    return (dtype == cnp.NPY_FLOAT32 or dtype == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(a)
+
+
+cdef cnp.ndarray accept_x(object x, object axis):
+    """x with at least two axes, one of the kernels' types and at least one channel."""
+    if not (cnp.PyArray_CheckExact(x) and plain(x)):
+        x = _explain.as_array("x", x)
+    cdef cnp.ndarray a = x
+    if not (type(axis) is int and axis == 1 and cnp.PyArray_NDIM(a) >= 2 and cnp.PyArray_DIM(a, 1) > 0):
+        _explain.check_axis(a, axis)
+    return a
+
+
+cdef cnp.ndarray accept_like(object given, str name, cnp.ndarray x):
+    """An array of x's shape and type, in any memory order."""
+    if not (cnp.PyArray_CheckExact(given) and plain(given)):
+        given = _explain.as_array(name, given)
+    if not (cnp.PyArray_TYPE(given) == cnp.PyArray_TYPE(x) and cnp.PyArray_SAMESHAPE(given, x)):
+        _explain.check_like(name, given, "x", x)
+    return given
+
+
+cdef cnp.ndarray accept_vector(object v, str name, Py_ssize_t channels):
+    """A vector of one number per channel, as contiguous float64."""
+    if not (cnp.PyArray_CheckExact(v) and plain(v) and cnp.PyArray_NDIM(v) == 1 and cnp.PyArray_DIM(v, 0) == channels):
+        v = _explain.as_vector(name, v, channels)
+    cdef cnp.ndarray given = v
+    if cnp.PyArray_TYPE(given) == cnp.NPY_FLOAT64 and cnp.PyArray_ISCARRAY_RO(given):
+        return given
+    cdef cnp.npy_intp shape = channels
+    cdef cnp.ndarray numbers = cnp.PyArray_EMPTY(1, &shape, cnp.NPY_FLOAT64, 0)
+    cdef double *to = <double *>cnp.PyArray_DATA(numbers)
+    cdef char *source = cnp.PyArray_BYTES(given)
+    cdef Py_ssize_t step = cnp.PyArray_STRIDE(given, 0), c
+    cdef bint wide = cnp.PyArray_TYPE(given) == cnp.NPY_FLOAT64
+    if not cnp.PyArray_ISALIGNED(given):
+        return accept_vector(given.copy(), name, channels)
+    cdef fp_mode before = fp_default()      # a caller's flush-to-zero would swallow subnormal float32
+    for c in range(channels):
+        to[c] = (<double *>(source + c*step))[0] if wide else (<float *>(source + c*step))[0]
+    fp_restore(before)
+    return numbers
+
+
+cdef double accept_eps(object eps) except -1:
+    if type(eps) is float and 0 <= <double>eps < 1e300:
+        return eps
+    return _explain.as_eps(eps)
+
+
+cdef int check_variance(cnp.ndarray var) except -1:
+    cdef double *v = doubles(var)
+    cdef Py_ssize_t c
+    for c in range(cnp.PyArray_DIM(var, 0)):
+        if v[c] < 0:
+            _explain.negative_variance(var)
+    return 0
+
+
+cdef inline double *doubles(cnp.ndarray v) noexcept:
+    """The numbers of a float64 vector, NULL for None."""
+    return NULL if v is None else <double *>cnp.PyArray_DATA(v)
+
+
+# ---- memory: extent, overlap, order
+
+cdef inline void extent(cnp.ndarray a, char **low, char **high) noexcept:
+    """The bytes from the lowest to behind the highest that an array reaches."""
+    cdef int axis
+    cdef Py_ssize_t reach
+    low[0] = cnp.PyArray_BYTES(a)
+    high[0] = low[0] + cnp.PyArray_ITEMSIZE(a)
+    for axis in range(cnp.PyArray_NDIM(a)):
+        reach = (cnp.PyArray_DIM(a, axis) - 1)*cnp.PyArray_STRIDE(a, axis)
+        if reach > 0:
+            high[0] += reach
+        else:
+            low[0] += reach
+
+
+cdef inline bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether no byte lies between the ends of both."""
+    cdef char *a_low
+    cdef char *a_high
+    cdef char *b_low
+    cdef char *b_high
+    extent(a, &a_low, &a_high)
+    extent(b, &b_low, &b_high)
+    return a_high <= b_low or b_high <= a_low
+
+
+cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two arrays of one shape are the same values."""
+    cdef int axis
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
+        return False
+    for axis in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, axis) > 1 and cnp.PyArray_STRIDE(a, axis) != cnp.PyArray_STRIDE(b, axis):
+            return False
+    return True
+
+
+cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vectors):
+    """A fresh array like x, or `out` once it is safe to write to: the same memory as an input, or apart from it."""
+    if out is None:
+        return fastbn_like(x)
+    _explain.check_out(out, x)
+    if cnp.PyArray_SIZE(out) == 0:
+        return out
+    cdef cnp.ndarray result = out, other
+    for name, given in arrays:
+        other = given
+        if not (same_memory(result, other) or apart(result, other)):
+            _explain.check_overlap(result, name, other)
+    for name, given in vectors:
+        if isinstance(given, cnp.ndarray) and not apart(result, given):
+            _explain.check_overlap(result, name, given)
+    return result
+
+
+cdef Order memory_order(cnp.ndarray x) noexcept:
+    """ROWS where the channels have the smallest stride of all axes longer than 1, in np.empty_like's reckoning."""
+    cdef int axis
+    cdef bint others = False
+    cdef Py_ssize_t step, channel = abs(cnp.PyArray_STRIDE(x, 1))
+    if cnp.PyArray_DIM(x, 1) == 1:
+        return PLANES
+    for axis in range(cnp.PyArray_NDIM(x)):
+        if axis == 1 or cnp.PyArray_DIM(x, axis) == 1:
+            continue
+        others = True
+        step = abs(cnp.PyArray_STRIDE(x, axis))
+        if step < channel or (step == channel and axis > 1):
+            return PLANES
+    return ROWS if others else PLANES
+
+
+cdef void view(cnp.ndarray a, View *v) noexcept:
+    """The view that kernels take of an array with its channels on axis 1."""
+    cdef int axis, last = -1, ndim = cnp.PyArray_NDIM(a)
+    cdef Py_ssize_t length, step
+    v.data = cnp.PyArray_BYTES(a)
+    v.channel = cnp.PyArray_STRIDE(a, 1)
+    v.aligned = cnp.PyArray_ISALIGNED(a)
+    for axis in range(ndim):
+        length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
+        if axis == 1 or length == 1:
+            continue
+        if last >= 0 and v.step[last] == length*step:
+            v.shape[last] *= length
+        else:
+            last += 1
+            v.shape[last] = length
+        v.step[last] = step
+    if last < 0:        # one value per channel
+        last = 0
+        v.shape[0] = 1
+        v.step[0] = cnp.PyArray_ITEMSIZE(a)
+    v.axes = last + 1
+
+
+cdef inline Py_ssize_t values_per_channel(cnp.ndarray x) noexcept:
+    return cnp.PyArray_SIZE(x)//cnp.PyArray_DIM(x, 1)
+
+
+# ---- running a kernel
+
+cdef Call describe(cnp.ndarray x, double eps) noexcept:
+    """A call on x with everything optional absent."""
+    cdef Call call
+    memset(&call, 0, sizeof(Call))
+    call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    call.channels = cnp.PyArray_DIM(x, 1)
+    call.values = values_per_channel(x)
+    call.eps = eps
+    return call
+
+
+cdef int run(Call *call, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out) except -1:
+    """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
+    cdef View x_view, dy_view, out_view
+    cdef Order order = memory_order(order_of)
+    cdef Py_ssize_t scratch
+    if call.values == 0:
+        return 0
+    if x is not None:
+        view(x, &x_view)
+        call.x = &x_view
+    if dy is not None:
+        view(dy, &dy_view)
+        call.dy = &dy_view
+    if out is not None:
+        view(out, &out_view)
+        call.out = &out_view
+    call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
+    scratch = scratch_bytes(call.channels, call.values, order)
+    if scratch:
+        call.scratch = <char *>PyMem_Malloc(scratch)
+        if call.scratch == NULL:
+            raise MemoryError(f"fastbn: no memory for {scratch} bytes of scratch")
+    with nogil:
+        KERNELS.run[<int>order](call)
+    PyMem_Free(call.scratch)
+    return 0
+
+
+cdef cnp.ndarray new_vector(Py_ssize_t channels):
+    """A vector of zeros, float64: what sums and statistics of no value are."""
+    cdef cnp.npy_intp shape = channels
+    return cnp.PyArray_ZEROS(1, &shape, cnp.NPY_FLOAT64, 0)
+
+
+# ---- the calls of functional.py
+
+def batch_stats(x, axis):
+    """(count, mean, var) of x."""
+    cdef cnp.ndarray a = accept_x(x, axis)
+    cdef Call call = describe(a, 0)
+    cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
+    call.measure = True
+    call.mean, call.var = doubles(mean), doubles(var)
+    run(&call, a, a, None, None)
+    return call.values, mean, var
+
+
+def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
+    """(y, count, mean, var): statistics and result in one go."""
+    if activation is not None or residual is not None:
+        _explain.not_yet(activation=activation, residual=residual)
+    cdef cnp.ndarray a = accept_x(x, axis), y
+    cdef Call call = describe(a, accept_eps(eps))
+    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
+    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
+    if call.values == 0:
+        _explain.no_values(a)
+    y = accept_out(out, a, (("x", a),), (("gamma", gamma), ("beta", beta)))
+    cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
+    call.measure = True
+    call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g), doubles(b)
+    run(&call, a, a, None, y)
+    return y, call.values, mean, var
+
+
+def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
+    """y from given statistics."""
+    if activation is not None or residual is not None:
+        _explain.not_yet(activation=activation, residual=residual)
+    cdef cnp.ndarray a = accept_x(x, axis), y
+    cdef Call call = describe(a, accept_eps(eps))
+    cdef cnp.ndarray m = accept_vector(mean, "mean", call.channels), v = accept_vector(var, "var", call.channels)
+    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
+    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
+    check_variance(v)
+    y = accept_out(out, a, (("x", a),), (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)))
+    call.mean, call.var, call.gamma, call.beta = doubles(m), doubles(v), doubles(g), doubles(b)
+    run(&call, a, a, None, y)
+    return y
+
+
+def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y, training, need_dx, need_params, out,
+             whole):
+    """(dx or None, sum_dy, sum_dy_xmu, dgamma, dbeta): a whole backward, or one of its two halves.
+
+    `sums` None: they are taken from dy and x where something needs them. `whole`: x is all that the statistics came
+    from, so the counts must agree.
+    """
+    if activation is not None or residual or y is not None:
+        _explain.not_yet(activation=activation, residual=residual or None, y=y)
+    cdef cnp.ndarray a = accept_x(x, axis), g_out = accept_like(dy, "dy", a), dx = None
+    cdef Call call = describe(a, accept_eps(eps))
+    count, mean, var = _explain.as_stats(stats, training)
+    cdef cnp.ndarray m = accept_vector(mean, "stats.mean", call.channels)
+    cdef cnp.ndarray v = accept_vector(var, "stats.var", call.channels)
+    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
+    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
+    cdef cnp.ndarray sum_dy, sum_dy_xmu, dgamma = None, dbeta = None
+    check_variance(v)
+    if training:
+        if whole and count != call.values:
+            _explain.wrong_count(count, call.values)
+        if need_dx and count < 1:
+            if call.values:
+                _explain.wrong_count(count, call.values)
+            count = 1       # nothing is divided: there is no value
+        call.count = count
+    if sums is not None:
+        sum_dy = accept_vector(sums[0], "sums.sum_dy", call.channels)
+        sum_dy_xmu = accept_vector(sums[1], "sums.sum_dy_xmu", call.channels)
+    else:
+        call.measure = need_params or (need_dx and training)
+        sum_dy, sum_dy_xmu = new_vector(call.channels), new_vector(call.channels)
+    if need_dx:
+        dx = accept_out(out, a, (("x", a), ("dy", g_out)),
+                        (("stats.mean", mean), ("stats.var", var), ("gamma", gamma), ("beta", beta))
+                        + (() if sums is None else (("sums.sum_dy", sums[0]), ("sums.sum_dy_xmu", sums[1]))))
+    elif out is not None:
+        _explain.useless_out()
+    call.backward, call.constant = True, not training
+    call.mean, call.var, call.gamma = doubles(m), doubles(v), doubles(g)
+    call.sum_dy, call.sum_dy_xmu = doubles(sum_dy), doubles(sum_dy_xmu)
+    if need_params:
+        dgamma = gradient_like(gamma, call.dtype, call.channels)
+        dbeta = gradient_like(beta, call.dtype, call.channels)
+    if call.measure or need_dx:
+        run(&call, a, a if call.measure or training else None, g_out, dx)
+    if need_params:
+        put_gradients(&call, dgamma, dbeta)
+    return dx, sum_dy, sum_dy_xmu, dgamma, dbeta
+
+
+cdef cnp.ndarray gradient_like(object parameter, int dtype, Py_ssize_t channels):
+    """A fresh vector for a parameter's gradient: of its type where it is given, else float32 (float64 for float64)."""
+    cdef cnp.npy_intp shape = channels
+    cdef int kind = cnp.NPY_FLOAT64 if dtype == FLOAT64 else cnp.NPY_FLOAT32
+    if parameter is not None:
+        kind = cnp.PyArray_TYPE(_explain.as_vector("gamma", parameter, channels))
+    return cnp.PyArray_EMPTY(1, &shape, kind, 0)
+
+
+cdef void put_number(cnp.ndarray v, Py_ssize_t c, double number) noexcept:
+    if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
+        (<double *>cnp.PyArray_DATA(v))[c] = number
+    else:
+        (<float *>cnp.PyArray_DATA(v))[c] = <float>number
+
+
+cdef void put_gradients(const Call *call, cnp.ndarray dgamma, cnp.ndarray dbeta) noexcept:
+    """dgamma = sum_dy_xmu*invstd, dbeta = sum_dy."""
+    cdef Py_ssize_t c
+    cdef fp_mode before = fp_default()
+    for c in range(call.channels):
+        put_number(dgamma, c, call.sum_dy_xmu[c]*inverse_std(call.var[c], call.eps))
+        put_number(dbeta, c, call.sum_dy[c])
+    fp_restore(before)

@@ -1,0 +1,192 @@
+"""Every conversion and every error text: what `_core` asks when it does not accept an argument at once.
+
+Each function either returns what the argument means or raises an error that names the argument, what was expected and
+what came. Nothing has been written when one of them runs.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastbn.statistics import BatchStats, GradientSums
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+HALF_TYPES = ("float16", "bfloat16")
+
+
+def as_array(name: str, given: Any) -> np.ndarray:
+    """An array argument as a plain ndarray of float32 or float64."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
+    if given is None:
+        raise TypeError(f"{name}: expected an array, got None")
+    try:
+        array = np.asarray(given)
+    except Exception as error:
+        raise TypeError(f"{name}: expected an array, got {type(given).__name__}: {error}") from error
+    if array.dtype.name in HALF_TYPES and array.dtype.isnative:
+        raise NotImplementedError(f"{name}: dtype {array.dtype} is not implemented yet; there are float32 and float64")
+    _check_float(name, array)
+    return array
+
+
+def _check_float(name: str, array: np.ndarray) -> None:
+    if not array.dtype.isnative:
+        raise TypeError(f"{name}: expected native byte order, got dtype {array.dtype.str!r}")
+    if array.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
+
+
+def check_axis(x: np.ndarray, axis: Any) -> None:
+    """That x has the rank and the channels that axis speaks of."""
+    if isinstance(axis, (bool, np.bool_)):
+        raise TypeError("axis: expected an integer, got a bool")
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis: expected an integer, got {type(axis).__name__}") from None
+    if x.ndim < 2:
+        raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis: expected {-x.ndim} to {x.ndim - 1} for x with shape {x.shape}, got {axis}")
+    if axis % x.ndim != 1:
+        raise NotImplementedError(f"axis: only 1 is implemented yet, got {axis} for x with shape {x.shape}")
+    if x.shape[1] == 0:
+        raise ValueError(f"x: expected at least one channel on axis {axis}, got shape {x.shape}")
+
+
+def check_like(name: str, given: np.ndarray, like_name: str, like: np.ndarray) -> None:
+    """That an array has the shape and type of another."""
+    if given.dtype != like.dtype:
+        raise TypeError(f"{name}: expected the dtype of {like_name}, {like.dtype}, got {given.dtype}")
+    if given.shape != like.shape:
+        raise ValueError(f"{name}: expected the shape of {like_name}, {like.shape}, got {given.shape}")
+
+
+def as_vector(name: str, given: Any, channels: int) -> np.ndarray:
+    """A vector argument as an array (channels,) of float32 or float64."""
+    if given is None:
+        raise TypeError(f"{name}: expected {channels} numbers, got None")
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
+    try:
+        vector = np.asarray(given)
+    except Exception as error:
+        raise TypeError(f"{name}: expected {channels} numbers, got {type(given).__name__}: {error}") from error
+    _check_float(name, vector)
+    if vector.shape != (channels,):
+        raise ValueError(f"{name}: expected shape ({channels},), a number per channel, got {vector.shape}")
+    return vector
+
+
+def as_number(name: str, given: Any) -> float:
+    """A real number that is not a bool and not NaN or infinite."""
+    if isinstance(given, (bool, np.bool_)) or not isinstance(given, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"{name}: expected a number, got {type(given).__name__}")
+    value = float(given)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return value
+
+
+def as_eps(given: Any) -> float:
+    """The eps of a function."""
+    eps = as_number("eps", given)
+    if eps < 0:
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
+    return eps
+
+
+def negative_variance(var: np.ndarray) -> NoReturn:
+    """Say which channel has a negative variance."""
+    c = int(np.flatnonzero(var < 0)[0])
+    raise ValueError(f"var: expected variances >= 0, got {var[c]} in channel {c}")
+
+
+def no_values(x: np.ndarray) -> NoReturn:
+    """Say that there is nothing to take statistics from."""
+    raise ValueError(f"x: expected at least one value per channel, got shape {x.shape}")
+
+
+def not_yet(**options: Any) -> NoReturn:
+    """Say which argument belongs to a part that is not built yet."""
+    name, value = next((n, v) for n, v in options.items() if v is not None)
+    shown = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+    raise NotImplementedError(f"{name}: not implemented yet, got {shown}")
+
+
+def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
+    """(count, mean, var) from the argument stats; without training a pair (mean, var) will do."""
+    if isinstance(stats, BatchStats):
+        return stats
+    try:
+        parts = tuple(stats)
+    except TypeError:
+        parts = ()
+    if len(parts) == 3:
+        return BatchStats(*parts)
+    if len(parts) == 2 and not training:
+        return 0, parts[0], parts[1]
+    wanted = "BatchStats" if training else "BatchStats or a pair (mean, var)"
+    raise TypeError(f"stats: expected {wanted}, got {type(stats).__name__}")
+
+
+def as_sums(sums: Any) -> Any:
+    """(sum_dy, sum_dy_xmu) from the argument sums."""
+    if isinstance(sums, GradientSums) or (isinstance(sums, tuple) and len(sums) == 2):
+        return sums
+    raise TypeError(f"sums: expected GradientSums, got {type(sums).__name__}")
+
+
+def wrong_count(count: int, values: int) -> NoReturn:
+    """Say that stats are not those of x."""
+    raise ValueError(f"stats: expected the statistics of x, count {values}, got count {count}")
+
+
+def useless_out() -> NoReturn:
+    """Say that there is nothing to write to out."""
+    raise ValueError("out: expected None with need_dx=False, since no dx is computed")
+
+
+def check_out(out: Any, x: np.ndarray) -> None:
+    """That out can take a result like x."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out: expected an array, got {type(out).__name__}")
+    check_like("out", out, "x", x)
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writeable array, got a read-only one")
+    if _overlaps_itself(out):
+        raise ValueError(f"out: expected each value in a place of its own, got strides {out.strides}")
+
+
+def _overlaps_itself(out: np.ndarray) -> bool:
+    """Whether two values of an array share bytes. Exact: where strides alone do not tell, places are counted."""
+    if out.flags.c_contiguous or out.flags.f_contiguous or out.size == 0:
+        return False
+    axes = sorted((abs(step), length) for step, length in zip(out.strides, out.shape, strict=True) if length > 1)
+    reach = out.itemsize
+    for step, length in axes:
+        if step < reach:
+            break
+        reach += step * (length - 1)
+    else:
+        return False
+    places = np.zeros((1,), np.int64)
+    for step, length in axes:
+        places = (places[:, None] + step * np.arange(length)).ravel()
+    return bool(np.diff(np.sort(places)).min(initial=out.itemsize) < out.itemsize)
+
+
+def check_overlap(out: np.ndarray, name: str, other: np.ndarray) -> None:
+    """That out, whose extent crosses that of an input, shares no byte with it."""
+    try:
+        shared = np.shares_memory(out, other, max_work=1_000_000)
+    except np.exceptions.TooHardError:
+        shared = True
+    if shared:
+        raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")

@@ -1,0 +1,3 @@
+"""The kernels for any CPU of this architecture."""
+
+include "kernels.pxi"

@@ -1,0 +1,27 @@
+# The kernels, for any instruction set: the stubs beside this file include it and are compiled with different flags.
+
+from cpython.pycapsule cimport PyCapsule_New
+from cython.parallel cimport prange
+from libc.math cimport fabs, isfinite
+from libc.stdint cimport INTPTR_MAX
+from libc.string cimport memcpy, memset
+
+from fastbn._kernels.table cimport *
+
+cdef extern from "platform.h":
+    ctypedef unsigned int fp_mode
+    fp_mode fp_default() noexcept nogil
+    void fp_restore(fp_mode) noexcept nogil
+
+include "team.pxi"
+include "views.pxi"
+include "sums.pxi"
+include "lanes.pxi"
+include "planes.pxi"
+include "rows.pxi"
+
+cdef Kernels KERNELS
+KERNELS.run[<int>PLANES] = run_planes
+KERNELS.run[<int>ROWS] = run_rows
+
+table = PyCapsule_New(&KERNELS, "fastbn.Kernels", NULL)

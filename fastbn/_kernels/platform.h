@@ -1,0 +1,83 @@
+/* What neither C loops nor Cython can say: the floating-point mode of a thread, and OpenMP's pool around a fork. */
+#ifndef FASTBN_PLATFORM_H
+#define FASTBN_PLATFORM_H
+
+/* Kernels run with rounding to nearest and subnormal numbers kept, whatever another library has set on this
+   thread; the caller's mode, exception flags included, comes back afterwards. */
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+typedef unsigned int fp_mode;
+static inline fp_mode fp_default(void) {
+    fp_mode before = _mm_getcsr();
+    _mm_setcsr(0x1F80);
+    return before;
+}
+static inline void fp_restore(fp_mode before) { _mm_setcsr(before); }
+#elif defined(__aarch64__) && defined(__GNUC__)
+typedef unsigned long long fp_mode;
+static inline fp_mode fp_default(void) {
+    fp_mode before, plain = 0;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(plain));
+    return before;
+}
+static inline void fp_restore(fp_mode before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before)); }
+#else
+typedef int fp_mode;
+static inline fp_mode fp_default(void) { return 0; }
+static inline void fp_restore(fp_mode before) { (void)before; }
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* libgomp's pool does not survive a fork: the child's first parallel region would wait for threads that are gone. */
+static inline void openmp_pause(void) {
+#if FASTBN_OMP_PAUSE
+    omp_pause_resource_all(omp_pause_soft);
+#endif
+}
+
+static inline int openmp_max_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+/* 0: serial build, 1: threads that do not survive a fork, 2: threads that do or that openmp_pause makes safe */
+static inline int openmp_kind(void) {
+#if defined(_OPENMP) && (FASTBN_OMP_PAUSE || defined(_MSC_VER) || defined(__clang__))
+    return 2;
+#elif defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static inline const char *compiler_name(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+    return "MSVC";
+#else
+    return "unknown";
+#endif
+}
+
+/* Whether CPU and operating system can run the x86-64-v3 build: libgcc and compiler-rt ask CPUID and XGETBV. */
+static inline int cpu_has_x86_64_v3(void) {
+#if (defined(__x86_64__)) && defined(__GNUC__) && !defined(_MSC_VER)
+#if defined(__clang__) || __GNUC__ >= 12
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
+#endif
+#endif
+    return 0;
+}
+#endif

@@ -1,0 +1,92 @@
+# Sums of sums, and what follows from them: statistics of a channel, coefficients of the loops.
+
+
+cdef inline void add_one(double *high, double *low, double value) noexcept nogil:
+    """high + low += value, with what the addition rounds away kept in low (Knuth's two-sum)."""
+    cdef double total = high[0] + value
+    cdef double added = total - high[0]
+    low[0] += (high[0] - (total - added)) + (value - added)
+    high[0] = total
+
+
+cdef inline void add_pair(Sums *total, double a, double b) noexcept nogil:
+    add_one(&total.a, &total.a_low, a)
+    add_one(&total.b, &total.b_low, b)
+
+
+cdef inline void merge_sums(Sums *total, const Sums *part) noexcept nogil:
+    add_pair(total, part.a, part.b)
+    total.a_low += part.a_low
+    total.b_low += part.b_low
+
+
+cdef inline double whole(double high, double low) noexcept nogil:
+    """The sum of a pair. An infinite sum has NaN in its low part (inf - inf): the high part is the answer then."""
+    return high + low if low == low else high
+
+
+cdef inline bint statistics(const Sums *sums, double count, double pivot, double tolerated,
+                            double *mean, double *var) noexcept nogil:
+    """Mean and biased variance from sums of d = x - pivot; whether they must be taken again with this mean as pivot.
+
+    var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
+    `tolerated` times E[d**2].
+    """
+    cdef double first = whole(sums.a, sums.a_low)/count
+    cdef double second = whole(sums.b, sums.b_low)/count
+    mean[0] = pivot + first
+    var[0] = second - first*first
+    return first*first > tolerated*second
+
+
+cdef inline double tolerated_share(bint float64) noexcept nogil:
+    """See statistics(). float32 values are summed with 29 bits to spare: 20 of them may be lost before it shows."""
+    return 0.5 if float64 else 1 - 2.0**-20
+
+
+cdef inline bint fits(double v) noexcept nogil:
+    """Whether a factor, and its products with ordinary values, stay in float32's range of full precision."""
+    return v == 0 or (2.0**-100 <= fabs(v) <= 2.0**100) or v != v
+
+
+cdef inline bint small(double v) noexcept nogil:
+    """Whether adding v to any float32 stays in range: v is below half the spacing of the largest one (2**103)."""
+    return not fabs(v) >= 2.0**102
+
+
+cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexcept nogil:
+    return missing if vector == NULL else vector[c]
+
+
+cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
+    """The numbers with which the loops compute y or dx of a channel (see Call for the formulas)."""
+    cdef Coefficients f
+    cdef double mean = call.mean[c], invstd = inverse_std(call.var[c], call.eps)
+    f.mul = invstd*at(call.gamma, c, 1.0)
+    f.add = 0
+    f.by_x = 0
+    if not call.backward:
+        f.add = at(call.beta, c, 0.0)
+    elif not call.constant:
+        f.add = -f.mul*(call.sum_dy[c]/call.count)
+        f.by_x = -f.mul*(invstd*(invstd*(call.sum_dy_xmu[c]/call.count)))
+    f.center = mean
+    f.wide = False
+    if call.dtype != FLOAT64:
+        f.wide = not (fits(f.mul) and fits(f.by_x) and small(mean) and small(f.add))
+        if not f.wide and not call.constant:
+            # float32 takes the mean as two numbers, center + low: x - center is exact where it is small, and low
+            # goes into the constant. The folded form x*mul + add would lose digits when abs(mean) >> std.
+            f.center = <float>mean
+            f.add -= (mean - f.center)*(f.by_x if call.backward else f.mul)
+    return f
+
+
+cdef inline bint settle(const Call *call, Py_ssize_t c, const Sums *total, double pivot) noexcept nogil:
+    """Turn the sums of a channel into what the call asked for; whether they must be taken again with another pivot."""
+    if not call.backward:
+        return statistics(total, call.values, pivot, tolerated_share(call.dtype == FLOAT64),
+                          &call.mean[c], &call.var[c])
+    call.sum_dy[c] = whole(total.a, total.a_low)
+    call.sum_dy_xmu[c] = whole(total.b, total.b_low)
+    return False

@@ -1,0 +1,100 @@
+"""What a call hands to a kernel, and the table of functions that one build of the kernels exports."""
+
+from libc.math cimport sqrt
+
+cdef enum Order:
+    PLANES              # (n, c, s): the values of a channel in runs of s
+    ROWS                # (m, c): the channels of a value side by side
+
+cdef enum Dtype:
+    FLOAT32
+    FLOAT64
+
+cdef enum:
+    MAX_AXES = 64       # NumPy's own limit
+    LANES = 16          # partial sums side by side in every reduction
+    CHUNK = 512         # values that share lanes: 32 additions a lane, then the lanes are folded
+    ROW_CHUNK = 128     # the same for rows: 32 additions of four, or 64 of two, then a sum is put away
+    TILE_ROWS = 32      # rows and channels of a tile
+    TILE_WIDTH = 128
+    MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
+
+
+cdef struct View:
+    # The values of channel c, in logical order (sample, then position), wherever they are in memory:
+    # value (i0, i1, ...) is at data + c*channel + i0*step[0] + i1*step[1] + ..., all in bytes.
+    # Neighbouring axes that are one run in memory are merged, so that a contiguous NCHW array has (n, s).
+    char *data
+    Py_ssize_t channel
+    Py_ssize_t shape[MAX_AXES]
+    Py_ssize_t step[MAX_AXES]
+    int axes
+    bint aligned        # addresses are multiples of the item size: values may be read in place
+
+
+cdef struct Sums:
+    # Two sums, each as an unevaluated pair (sum + what its additions have rounded away).
+    double a, a_low
+    double b, b_low
+
+
+cdef struct Coefficients:
+    # y = (x - center)*mul + add;  dx = (dy*mul + add) + (x - center)*by_x
+    double center, mul, add, by_x
+    bint wide           # float32 cannot hold these numbers, or what comes between: computed in float64
+
+
+cdef struct Call:
+    # forward:   out = y  = (x - mean)*invstd*gamma + beta
+    # backward:  out = dx = gamma*invstd*(dy - sum_dy/count - (x - mean)*invstd**2*sum_dy_xmu/count)
+    #            or gamma*invstd*dy, where the statistics are `constant`
+    # measure: sums are taken first, in forward for mean and var, in backward for sum_dy and sum_dy_xmu.
+    bint backward, constant, measure
+    int dtype
+    Py_ssize_t channels, values
+    const View *x           # NULL: not read
+    const View *dy          # NULL in forward
+    const View *out         # NULL: only measured
+    double *mean
+    double *var
+    double *sum_dy
+    double *sum_dy_xmu
+    const double *gamma     # NULL: ones
+    const double *beta      # NULL: zeros
+    double eps
+    double count            # values per channel behind the statistics and the sums
+    int threads
+    char *scratch           # scratch_bytes()
+
+
+cdef struct Kernels:
+    void (*run[2])(Call *) noexcept nogil       # [order]
+
+
+cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil:
+    """Whether planes have so few channels that threads share them. (The bits do not know: see block_count.)"""
+    return 2*channels <= threads
+
+
+cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
+    """Into how many parts a channel's values are cut for summation: a matter of the shape alone, never of threads."""
+    cdef Py_ssize_t most = MAX_BLOCKS, least = 32*CHUNK
+    if order == ROWS:
+        # Partial sums stand for all channels at once: fewer blocks where there are many channels.
+        most = max(1, min(most, 16384//channels))
+        least = max(ROW_CHUNK, 16384//channels)
+    return max(1, min(most, values//least))
+
+
+cdef inline Py_ssize_t scratch_bytes(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
+    """Scratch of a call on rows: for each channel a centre, coefficients and the sums of every block."""
+    if order == PLANES:
+        return 0
+    return channels*<Py_ssize_t>(sizeof(double) + sizeof(Coefficients)
+                                 + block_count(channels, values, order)*sizeof(Sums))
+
+
+cdef inline double inverse_std(double var, double eps) noexcept nogil:
+    """1/sqrt(var + eps), and 0 for a constant channel with eps = 0: y is beta there, as with any other eps."""
+    cdef double v = var + eps
+    return 0.0 if v == 0 else 1/sqrt(v)

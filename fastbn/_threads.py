@@ -1,0 +1,142 @@
+"""What a number of threads means. Nobody else reads thread variables, affinity or quotas.
+
+A call uses one thread or the whole team, never a number between: changing the size of a team costs up to a millisecond.
+The team is what `set_num_threads` or FASTBN_NUM_THREADS said; else what OpenMP would use (OMP_NUM_THREADS,
+threadpoolctl), but no more than the processors that this process may run on and than its cgroup's quota pays for.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastbn import _core
+
+SERIAL, UNSAFE_WITH_FORK = 0, 1
+
+
+def set_num_threads(n: int) -> None:
+    """Use n threads for large arrays, in the whole process. Results do not depend on it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. A build without OpenMP always uses 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        n is not an integer, or not at least 1.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.set_num_threads(1)
+    >>> fastbn.get_num_threads()
+    1
+    """
+    _core.set_threads(_checked(n, "n"), _granted())
+
+
+def get_num_threads() -> int:
+    """How many threads the next large call will use.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> fastbn.get_num_threads() >= 1
+    True
+    """
+    return _core.get_threads()
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use n threads inside a ``with`` block (in the whole process), then what was set before.
+
+    Parameters
+    ----------
+    n : int
+        As in `set_num_threads`.
+
+    Examples
+    --------
+    >>> import fastbn
+    >>> with fastbn.num_threads(1):
+    ...     fastbn.get_num_threads()
+    1
+    """
+    before = _core.chosen_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _core.set_threads(before, _granted())
+
+
+def _checked(n: object, name: str) -> int:
+    if isinstance(n, bool):
+        raise TypeError(f"{name}: expected an integer, got a bool")
+    try:
+        threads = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(n).__name__}") from None
+    if not 1 <= threads <= 1024:
+        raise ValueError(f"{name}: expected 1 to 1024 threads, got {threads}")
+    return threads
+
+
+def _granted() -> int:
+    """Processors that this process may use: affinity, and the cgroup's quota rounded up."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        processors = os.cpu_count() or 1
+    return max(1, math.ceil(min(processors, _cgroup_quota())))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors' worth of time that the cgroup grants (version 2, then 1), or infinity."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    try:
+        share = float(quota) / float(period)
+    except (ValueError, ZeroDivisionError):  # "max"
+        return math.inf
+    return share if share > 0 else math.inf
+
+
+def _from_environment() -> int:
+    """FASTBN_NUM_THREADS, 0 where it is not set."""
+    text = os.environ.get("FASTBN_NUM_THREADS", "")
+    if not text:
+        return 0
+    try:
+        return _checked(int(text), "FASTBN_NUM_THREADS")
+    except ValueError:
+        raise ValueError(f"FASTBN_NUM_THREADS: expected 1 to 1024 threads, got {text!r}") from None
+
+
+def _one_thread_in_child() -> None:
+    _core.set_threads(1, 1)
+
+
+def start() -> None:
+    """Take the numbers from environment and machine, and make forks safe. Called once, at import."""
+    _core.set_threads(_from_environment(), _granted())
+    if not hasattr(os, "register_at_fork") or _core.openmp() == SERIAL:
+        return
+    if _core.openmp() == UNSAFE_WITH_FORK:
+        os.register_at_fork(after_in_child=_one_thread_in_child)
+    else:
+        os.register_at_fork(before=_core.pause_threads)

@@ -1,0 +1,150 @@
+"""Training one network, and everything recorded on the way."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastbn
+from fastbn.demo.data import BATCH, Split, minibatches
+from fastbn.demo.networks import Network, Sigmoid, softmax_cross_entropy
+from fastbn.demo.timing import BatchNormTimes
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Record:
+    """One training run. Two runs with the same seed compare equal; the times do not take part.
+
+    Attributes
+    ----------
+    steps, accuracy : list
+        The steps after which the test accuracy was taken (in eval mode, with running statistics), and its values.
+    diverged_at : int or None
+        The step at which the loss was no longer finite; the training ends there.
+    percentiles : list
+        The 15th, 50th and 85th percentile, over the test images, of the input of a typical sigmoid in the last hidden
+        layer, at each of `steps`; empty for a network without sigmoids.
+    population_accuracy : float or None
+        The last test accuracy with population statistics (Algorithm 2) in place of running statistics.
+    """
+
+    batch_norm: bool
+    rate: float
+    steps: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    diverged_at: int | None = None
+    percentiles: list[list[float]] = field(default_factory=list)
+    population_accuracy: float | None = None
+    times: BatchNormTimes = field(default_factory=BatchNormTimes, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """How tables, pictures and the progress bar call this run."""
+        return f"{'with' if self.batch_norm else 'without'} BN, rate {self.rate:g}"
+
+    @property
+    def final(self) -> float:
+        """The last test accuracy."""
+        return self.accuracy[-1]
+
+    def steps_to(self, accuracy: float) -> int | None:
+        """The first recorded step with at least this accuracy, None if there is none."""
+        reached = (step for step, value in zip(self.steps, self.accuracy, strict=True) if value >= accuracy)
+        return next(reached, None)
+
+
+def train(
+    network: Network, data: Split, rate: float, steps: int, every: int, rng: np.random.Generator, title: str
+) -> Record:
+    """Plain gradient descent with a constant rate; looks at the network after every `every` steps.
+
+    `rng` draws the mini-batches: the same state gives two networks the same ones in the same order.
+    """
+    from tqdm import tqdm
+
+    record = Record(batch_norm=bool(network.batch_norms()), rate=rate)
+    batches = minibatches(data, rng)
+    inputs: list[Array] = []
+    # A network that diverges is one of the outcomes to show: overflow is no reason for warnings here.
+    with tqdm(total=steps, desc=f"{title} {record.name}", unit="step") as bar, np.errstate(over="ignore", invalid="ignore"):
+        for step in range(1, steps + 1):
+            start = perf_counter()
+            if not isfinite(training_step(network, *next(batches), rate)):
+                record.diverged_at = step
+            seconds = perf_counter() - start
+            bar.update()
+            if step % every == 0 or step == record.diverged_at:
+                if record.batch_norm:
+                    record.times.measure(network, seconds)
+                record.steps.append(step)
+                record.accuracy.append(test_accuracy(network, data))
+                inputs += sigmoid_percentiles(network)
+                bar.set_postfix(accuracy=f"{record.final:.1%}")
+            if record.diverged_at:
+                break
+    if inputs:
+        record.percentiles = typical(np.array(inputs)).tolist()
+    if record.batch_norm:
+        use_population_statistics(network, data)
+        record.population_accuracy = test_accuracy(network, data)
+    return record
+
+
+def training_step(network: Network, x: Array, labels: Array, rate: float) -> float:
+    """Forward, backward, descend. Returns the loss; leaves the network as it was where that is not finite."""
+    loss, dz = softmax_cross_entropy(network(x), labels)
+    if isfinite(loss):
+        network.backward(dz)
+        network.descend(rate)
+    return loss
+
+
+def test_accuracy(network: Network, data: Split) -> float:
+    """Share of the test images recognised in eval mode."""
+    network.train(False)
+    z = network(data.test_x)
+    network.train(True)
+    return float((z.argmax(axis=1) == data.test_labels).mean())
+
+
+def sigmoid_percentiles(network: Network) -> list[Array]:
+    """The {15, 50, 85} percentiles, (3, units), of what the last sigmoids were given in the last forward pass."""
+    places = [i for i, layer in enumerate(network.layers) if isinstance(layer, Sigmoid)]
+    return [np.percentile(network.x[i], (15, 50, 85), axis=0) for i in places[-1:]]
+
+
+def typical(inputs: Array) -> Array:
+    """Of percentiles (evaluations, 3, units), those of the unit whose median moves as far as the median unit's."""
+    medians = inputs[:, 1]
+    distance = medians.max(axis=0) - medians.min(axis=0)
+    return inputs[:, :, np.argsort(distance, kind="stable")[len(distance) // 2]]
+
+
+def use_population_statistics(network: Network, data: Split) -> None:
+    """Algorithm 2 of the paper: population statistics of the training set take the place of running statistics.
+
+    With the weights fixed, the mini-batches go through the network in training mode, so that every BN layer sees the
+    inputs it was trained on; E[x] is the mean of its batch means and Var[x] that of its unbiased batch variances.
+    """
+    network.train(True)
+    places = network.batch_norms()
+    seen: list[list[fastbn.BatchStats]] = [[] for _ in places]
+    for x in in_order(data.x):
+        network(x)
+        for stats, (i, _) in zip(seen, places, strict=True):
+            stats.append(fastbn.batch_stats(network.x[i]))
+    for stats, (_, bn) in zip(seen, places, strict=True):
+        population = fastbn.population_stats(stats, method="paper")
+        bn.running_mean[...] = population.mean
+        bn.running_var[...] = population.unbiased_var
+
+
+def in_order(x: Array) -> Iterable[Array]:
+    """Every full mini-batch of x once."""
+    return (x[start : start + BATCH] for start in range(0, len(x) - BATCH + 1, BATCH))

@@ -1,0 +1,380 @@
+"""The functions: names, documentation, results. The work is done in `_core`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbn import _core, _explain
+from fastbn.statistics import BatchStats, Gradients, GradientSums, averaged, pooled
+
+__all__ = [
+    "backward_apply",
+    "backward_sums",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_stats",
+    "normalize",
+    "population_stats",
+]
+
+POPULATION = {"pooled": pooled, "paper": averaged}
+
+
+def batch_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, BatchStats]:
+    """Normalise each channel of a batch with its own statistics: the training forward.
+
+    ``y = (x - mean)/sqrt(var + eps)*gamma + beta``, with mean and biased variance over all values of a channel:
+    Algorithm 1 of Ioffe and Szegedy 2015, and what ``torch.nn.functional.batch_norm(..., training=True)`` gives.
+
+    Parameters
+    ----------
+    x : array_like, shape (N, C, ...), float32 or float64
+        Two or more dimensions with at least one value per channel; any strides. Statistics are carried in float64.
+    gamma, beta : array_like, shape (C,), float32 or float64, optional
+        Scale and shift; ones and zeros where not given.
+    eps : float
+        Added to the variance, >= 0. With 0, a constant channel still gives beta.
+    axis : int
+        Where the channels are. Only 1 is implemented yet.
+    activation, negative_slope, residual
+        Not implemented yet.
+    out : ndarray, optional
+        Written instead of a new array: the shape and dtype of x; x itself, or memory apart from all arguments.
+
+    Returns
+    -------
+    y : ndarray, shape and dtype of x
+        Laid out as ``np.empty_like(x)`` would be; `out` where it was given.
+    stats : BatchStats
+        Count, mean and biased variance, for the backward and for running statistics.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came. Nothing has been written then.
+
+    Notes
+    -----
+    A channel with one value, or with equal values, gives beta. NaN and infinity stay within their channel.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> y, stats = fastbn.batch_norm(np.array([[1.0], [3.0]]), eps=0)
+    >>> y.ravel(), stats.mean, stats.var
+    (array([-1.,  1.]), array([2.]), array([1.]))
+    """
+    y, count, mean, var = _core.batch_norm(x, gamma, beta, eps, axis, activation, residual, out)
+    return y, BatchStats._own(count, mean, var)
+
+
+def normalize(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: ArrayLike | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Normalise each channel with given statistics: inference, or the second half of a training forward.
+
+    ``y = (x - mean)/sqrt(var + eps)*gamma + beta``. With the statistics of `batch_stats` the bits are those of
+    `batch_norm`.
+
+    Parameters
+    ----------
+    x : array_like, shape (N, C, ...), float32 or float64
+        Two or more dimensions, any strides; may be empty.
+    mean, var : array_like, shape (C,), float32 or float64
+        var >= 0.
+    gamma, beta, eps, axis, activation, negative_slope, residual, out
+        As in `batch_norm`.
+
+    Returns
+    -------
+    y : ndarray, shape and dtype of x
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `batch_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.normalize(np.array([[1.0], [3.0]]), [2.0], [4.0], gamma=[10.0], beta=[1.0], eps=0)
+    array([[-4.],
+           [ 6.]])
+    """
+    return _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out)
+
+
+def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
+    """Count, mean and biased variance of each channel.
+
+    Parameters
+    ----------
+    x : array_like, shape (N, C, ...), float32 or float64
+        May be empty: count, mean and var are 0 then.
+    axis : int
+        Where the channels are. Only 1 is implemented yet.
+
+    Returns
+    -------
+    stats : BatchStats
+        Merge those of the parts of a batch with `BatchStats.merge`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `batch_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.batch_stats(np.array([[1.0, 10.0], [3.0, 10.0]]))
+    BatchStats(count=2, mean=array([ 2., 10.]), var=array([1., 0.]))
+    """
+    return BatchStats._own(*_core.batch_stats(x, axis))
+
+
+def batch_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    stats: BatchStats | tuple[ArrayLike, ArrayLike],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: np.ndarray | None = None,
+    training: bool = True,
+    need_dx: bool = True,
+    need_params: bool = True,
+    out: np.ndarray | None = None,
+) -> Gradients:
+    """Gradients of `batch_norm` (training) or of `normalize` (``training=False``).
+
+    With ``xmu = x - mean``, ``invstd = 1/sqrt(var + eps)`` and n = stats.count::
+
+        sum_dy = sum(dy)        dbeta  = sum_dy
+        sum_dy_xmu = sum(dy*xmu)    dgamma = sum_dy_xmu*invstd
+        dx = gamma*invstd*(dy - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n)      training
+        dx = gamma*invstd*dy                                                training=False
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of y: the shape and dtype of x, any strides.
+    x : array_like, shape (N, C, ...), float32 or float64
+        What the forward was given. Its memory order decides the order of the sums.
+    stats : BatchStats
+        What the forward returned; without training also a pair (mean, var).
+    gamma, beta : array_like, shape (C,), optional
+        As in the forward.
+    eps, axis
+        As in the forward.
+    activation, negative_slope, residual, y
+        Not implemented yet.
+    training : bool
+        Whether mean and var depended on x.
+    need_dx, need_params : bool
+        What is not needed is not computed, and None in the result.
+    out : ndarray, optional
+        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments.
+
+    Returns
+    -------
+    gradients : Gradients
+        ``(dx, dgamma, dbeta, dresidual)``. dx has the dtype of x; dgamma and dbeta, shape (C,), have the dtypes of
+        gamma and beta where these are given, else float32 (float64 for float64 x); dresidual is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `batch_norm`; ValueError where stats.count is not the number of values per channel of x (training).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [2.0], [3.0]])
+    >>> y, stats = fastbn.batch_norm(x, eps=0)
+    >>> gradients = fastbn.batch_norm_backward(np.array([[1.0], [0.0], [1.0]]), x, stats, eps=0)
+    >>> gradients.dbeta, gradients.dgamma
+    (array([2.]), array([0.]))
+    """
+    dx, _, _, dgamma, dbeta = _core.backward(
+        dy, x, stats, None, gamma, beta, eps, axis, activation, residual, y, training, need_dx, need_params, out, True
+    )
+    return Gradients(dx, dgamma, dbeta, None)
+
+
+def backward_sums(
+    dy: ArrayLike,
+    x: ArrayLike,
+    stats: BatchStats | tuple[ArrayLike, ArrayLike],
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: np.ndarray | None = None,
+    training: bool = True,
+) -> GradientSums:
+    """The sums over a part of a batch that its backward needs: the first half of `batch_norm_backward`.
+
+    Parameters
+    ----------
+    dy, x : array_like
+        One part of the batch: gradient and input.
+    stats : BatchStats
+        Of the whole batch (``a.merge(b, ...)`` of the parts).
+    gamma, beta, eps, axis, activation, negative_slope, residual, y, training
+        As in `batch_norm_backward`.
+
+    Returns
+    -------
+    sums : GradientSums
+        ``(sum(dy), sum(dy*(x - mean)))``, to be added up over the parts.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [3.0]])
+    >>> fastbn.backward_sums(np.ones((2, 1)), x, fastbn.batch_stats(x))
+    GradientSums(sum_dy=array([2.]), sum_dy_xmu=array([0.]))
+    """
+    _, sum_dy, sum_dy_xmu, _, _ = _core.backward(
+        dy, x, stats, None, gamma, beta, eps, axis, activation, residual, y, training, False, True, None, False
+    )
+    return GradientSums(sum_dy, sum_dy_xmu)
+
+
+def backward_apply(
+    dy: ArrayLike,
+    x: ArrayLike,
+    stats: BatchStats | tuple[ArrayLike, ArrayLike],
+    sums: GradientSums,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: np.ndarray | None = None,
+    training: bool = True,
+    need_dx: bool = True,
+    need_params: bool = True,
+    out: np.ndarray | None = None,
+) -> Gradients:
+    """Gradients of a part of a batch from the sums over all of it: the second half of `batch_norm_backward`.
+
+    Parameters
+    ----------
+    dy, x : array_like
+        One part of the batch: gradient and input.
+    stats : BatchStats
+        Of the whole batch; its count is the n of the formula.
+    sums : GradientSums
+        Of the whole batch: the sum of the parts' `backward_sums`.
+    gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx, need_params, out
+        As in `batch_norm_backward`.
+
+    Returns
+    -------
+    gradients : Gradients
+        dx of this part; dgamma and dbeta of the whole batch.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x, dy = np.random.default_rng(0).normal(size=(2, 6, 3))
+    >>> stats = fastbn.batch_stats(x[:4]).merge(fastbn.batch_stats(x[4:]))
+    >>> sums = fastbn.backward_sums(dy[:4], x[:4], stats) + fastbn.backward_sums(dy[4:], x[4:], stats)
+    >>> part = fastbn.backward_apply(dy[4:], x[4:], stats, sums)
+    >>> np.allclose(part.dx, fastbn.batch_norm_backward(dy, x, fastbn.batch_stats(x)).dx[4:])
+    True
+    """
+    dx, _, _, dgamma, dbeta = _core.backward(
+        dy, x, stats, _explain.as_sums(sums), gamma, beta, eps, axis, activation, residual, y, training,
+        need_dx, need_params, out, False,
+    )  # fmt: skip
+    return Gradients(dx, dgamma, dbeta, None)
+
+
+def population_stats(
+    batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled"
+) -> BatchStats:
+    """Statistics of a population from many batches; its `unbiased_var` is what belongs into a running variance.
+
+    Parameters
+    ----------
+    batches : iterable of array_like or BatchStats
+        Arrays as in `batch_stats`, or statistics already taken; batches may differ in size.
+    axis : int
+        Where the channels of arrays are. Only 1 is implemented yet.
+    method : {"pooled", "paper"}
+        "pooled": the statistics of all values together. "paper": Algorithm 2 of Ioffe and Szegedy 2015, the mean of
+        the batches' means, and (as `unbiased_var`) the mean of their unbiased variances.
+
+    Returns
+    -------
+    stats : BatchStats
+        count is the number of all values per channel.
+
+    Raises
+    ------
+    ValueError
+        No batch, another method, or ("paper") a batch with one value per channel.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> batches = [np.array([[0.0], [2.0]]), np.array([[4.0], [6.0]])]
+    >>> fastbn.population_stats(batches)
+    BatchStats(count=4, mean=array([3.]), var=array([5.]))
+    >>> fastbn.population_stats(batches, method="paper").unbiased_var
+    array([2.])
+    """
+    if method not in POPULATION:
+        raise ValueError(f'method: expected "pooled" or "paper", got {method!r}')
+    if isinstance(batches, (BatchStats, np.ndarray)):
+        raise TypeError(f"batches: expected an iterable of batches, got one {type(batches).__name__}")
+    parts = [batch if isinstance(batch, BatchStats) else batch_stats(batch, axis=axis) for batch in batches]
+    if not parts:
+        raise ValueError("batches: expected at least one batch, got none")
+    return POPULATION[method](parts)
+
+
+def fold_batch_norm(*args: Any, **kwargs: Any) -> Any:
+    """Fold a batch normalisation into the layer before it. Not implemented yet."""
+    raise NotImplementedError("fold_batch_norm: not implemented yet")

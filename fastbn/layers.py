@@ -1,0 +1,452 @@
+"""Layers: parameters, running statistics, train and eval, state. Everything else is `functional`'s."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastbn import _explain, functional
+from fastbn.statistics import BatchStats
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+# attribute -> key in state_dict: PyTorch's names
+STATE = {
+    "_gamma": "weight",
+    "_beta": "bias",
+    "_running_mean": "running_mean",
+    "_running_var": "running_var",
+    "_num_batches_tracked": "num_batches_tracked",
+}
+
+
+class _Saved(NamedTuple):
+    """What a forward keeps for backward."""
+
+    x: np.ndarray | None  # None: it was overwritten
+    stats: BatchStats | tuple[np.ndarray, np.ndarray]
+    gamma: np.ndarray | None
+    training: bool  # the statistics came from x
+
+
+def _array(attribute: str, what: str) -> Any:
+    """A property for an array that stays the same object for life: assignment copies into it."""
+
+    def get(layer: BatchNorm) -> np.ndarray | None:
+        return getattr(layer, attribute)
+
+    def put(layer: BatchNorm, value: ArrayLike) -> None:
+        array = getattr(layer, attribute)
+        if array is None:
+            raise AttributeError(f"{attribute[1:]}: this layer has none, so nothing can be assigned to it")
+        if array is not value:
+            array[...] = value
+
+    return property(get, put, doc=what)
+
+
+class BatchNorm:
+    """Batch normalisation over axis 1 of arrays with two or more dimensions, with running statistics.
+
+    In training (`train`, the state after construction) a batch is normalised with its own statistics, which also move
+    the running ones; in evaluation (`eval`) with the running ones::
+
+        y = (x - mean)/sqrt(var + eps)*gamma + beta
+        running = (1 - momentum)*running + momentum*batch
+
+    The batch's biased variance normalises, its unbiased one (n/(n - 1)) goes into `running_var`, as in PyTorch.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    eps : float
+        Added to the variance, > 0.
+    momentum : float or None
+        Weight of the *new* value, 0 to 1. (Keras, TensorFlow and Caffe give that of the old one: momentum = 1 - theirs.)
+        None: the plain average of all batches seen.
+    affine : bool
+        Whether the layer has gamma and beta.
+    track_running_stats : bool
+        Without, evaluation uses batch statistics too.
+    axis : int
+        Only 1 is implemented yet.
+    dtype : float32 or float64
+        Of parameters and running statistics; x may be of either type.
+    activation, negative_slope
+        Not implemented yet.
+    use_global_stats : bool or None
+        True: always running statistics, which then never move, while gamma and beta still learn (a frozen backbone).
+        False: always batch statistics. None: batch statistics in training, running ones in evaluation.
+
+    Attributes
+    ----------
+    gamma, beta : ndarray, shape (C,), or None
+        Parameters. These and the arrays below stay the same objects for life; assignment copies into them.
+    dgamma, dbeta : ndarray, shape (C,), or None
+        Gradients, overwritten by each `backward`.
+    running_mean, running_var : ndarray, shape (C,), or None
+    num_batches_tracked : ndarray of int64, shape (), or None
+    training : bool
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> bn = fastbn.BatchNorm(2)
+    >>> y = bn(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    >>> bn.running_mean
+    array([0.2, 2. ], dtype=float32)
+    >>> dx = bn.backward(np.ones((2, 2)))
+    >>> bn.dbeta
+    array([2., 2.], dtype=float32)
+    """
+
+    ranks: tuple[int, ...] | None = None  # None: any from 2 on
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        axis: int = 1,
+        dtype: DTypeLike = np.float32,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        use_global_stats: bool | None = None,
+    ) -> None:
+        if axis != 1 or activation is not None:
+            _explain.not_yet(axis=axis if axis != 1 else None, activation=activation)
+        self.num_features = _checked_features(num_features)
+        self.eps = _checked_eps(eps)
+        self.momentum = _checked_momentum(momentum)
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = axis
+        self.dtype = _checked_dtype(dtype)
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.use_global_stats = _checked_use(use_global_stats, self.track_running_stats)
+        self.training = True
+
+        def vector(make: Callable[..., np.ndarray], wanted: bool) -> np.ndarray | None:
+            return make(self.num_features, self.dtype) if wanted else None
+
+        self._gamma, self._beta = vector(np.ones, self.affine), vector(np.zeros, self.affine)
+        self._dgamma, self._dbeta = vector(np.zeros, self.affine), vector(np.zeros, self.affine)
+        self._running_mean = vector(np.zeros, self.track_running_stats)
+        self._running_var = vector(np.ones, self.track_running_stats)
+        self._num_batches_tracked = np.zeros((), np.int64) if self.track_running_stats else None
+        self._saved: _Saved | None = None
+
+    gamma = _array("_gamma", "Scale, shape (C,).")
+    beta = _array("_beta", "Shift, shape (C,).")
+    dgamma = _array("_dgamma", "Gradient of gamma, from the last backward.")
+    dbeta = _array("_dbeta", "Gradient of beta, from the last backward.")
+    running_mean = _array("_running_mean", "Running mean, shape (C,).")
+    running_var = _array("_running_var", "Running (unbiased) variance, shape (C,).")
+    num_batches_tracked = _array("_num_batches_tracked", "Training batches since the last reset.")
+
+    # ---- forward and backward
+
+    def __call__(
+        self, x: ArrayLike, residual: ArrayLike | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Normalise x; in training, move the running statistics.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, ...), float32 or float64
+        residual
+            Not implemented yet.
+        out : ndarray, optional
+            As in `batch_norm`; x itself only where running statistics are used, and then there is no backward.
+
+        Returns
+        -------
+        y : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `batch_norm`; ValueError also for another number of channels or rank, and in training for one value per
+            channel, whose running variance is undefined. The layer has not changed then.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where running statistics of some channels would not be finite: they stay as they were.
+        """
+        x = self._checked_input(x)
+        in_place = out is not None and isinstance(out, np.ndarray) and np.may_share_memory(x, out)
+        if self._uses_batch_stats():
+            if in_place:
+                raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
+            y, stats = functional.batch_norm(x, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
+            if self.training and self._running_mean is not None:
+                self._move_running_stats(stats)
+        else:
+            mean, var = self._running_mean, self._running_var
+            assert mean is not None  # use_global_stats and eval need track_running_stats
+            assert var is not None
+            stats = (mean.copy(), var.copy())  # type: ignore[assignment]
+            y = functional.normalize(
+                x, mean, var, self._gamma, self._beta, eps=self.eps, residual=residual, out=out
+            )
+        gamma = None if self._gamma is None else self._gamma.copy()
+        self._saved = _Saved(None if in_place else x, stats, gamma, self._uses_batch_stats())
+        return y
+
+    def backward(self, dy: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
+        """Gradient of the last forward's x; writes `dgamma` and `dbeta`.
+
+        Parameters
+        ----------
+        dy : array_like
+            Gradient of y: the shape and dtype of the last x.
+        out : ndarray, optional
+            Takes dx, as in `batch_norm_backward`; may be dy.
+
+        Returns
+        -------
+        dx : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward, or it wrote over x.
+        TypeError, ValueError
+            As in `batch_norm_backward`.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward: expected a forward before it, there was none")
+        x, stats, gamma, training = self._saved
+        if x is None:
+            raise RuntimeError("backward: the last forward wrote its result over x (out=x)")
+        gradients = functional.batch_norm_backward(
+            dy, x, stats, gamma, gamma, eps=self.eps, training=training, need_params=self.affine, out=out
+        )
+        if self._dgamma is not None and self._dbeta is not None:
+            self._dgamma[...], self._dbeta[...] = gradients.dgamma, gradients.dbeta
+        assert gradients.dx is not None
+        return gradients.dx
+
+    def _uses_batch_stats(self) -> bool:
+        if self.use_global_stats is not None:
+            return not self.use_global_stats
+        return self.training or not self.track_running_stats
+
+    def _checked_input(self, x: ArrayLike) -> np.ndarray:
+        if type(x) is not np.ndarray:
+            x = _explain.as_array("x", x)
+        if self.ranks is None:
+            if x.ndim < 2:
+                raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
+        elif x.ndim not in self.ranks:
+            ranks = " or ".join(map(str, self.ranks))
+            raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels on axis 1, got shape {x.shape}")
+        if self.training and self._uses_batch_stats() and x.size == self.num_features:
+            raise ValueError(f"x: expected more than one value per channel in training, got shape {x.shape}")
+        return x
+
+    # ---- running statistics
+
+    def _move_running_stats(self, stats: BatchStats) -> None:
+        assert self._num_batches_tracked is not None
+        batches = int(self._num_batches_tracked) + 1
+        new = 1 / batches if self.momentum is None else self.momentum
+        with np.errstate(all="ignore"):
+            mean = (1 - new) * self._running_mean.astype(np.float64) + new * stats.mean  # type: ignore[union-attr]
+            var = (1 - new) * self._running_var.astype(np.float64) + new * stats.unbiased_var  # type: ignore[union-attr]
+        self._put_running_stats(mean, var, batches)
+
+    def _put_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int) -> None:
+        """Set running statistics of the channels where both are finite in the layer's dtype; warn of the others first."""
+        with np.errstate(all="ignore"):
+            mean, var = mean.astype(self.dtype), var.astype(self.dtype)
+        held = np.isfinite(mean) & np.isfinite(var)
+        if not held.all():
+            channels = ", ".join(map(str, np.flatnonzero(~held)[:10])) + (", ..." if (~held).sum() > 10 else "")
+            warnings.warn(
+                f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
+                f"{channels}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        np.copyto(self._running_mean, mean, where=held)  # type: ignore[arg-type]
+        np.copyto(self._running_var, var, where=held)  # type: ignore[arg-type]
+        self._num_batches_tracked[...] = batches  # type: ignore[index]
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
+        if self.track_running_stats:
+            self.running_mean, self.running_var, self.num_batches_tracked = 0, 1, 0
+
+    def recalibrate(self, batches: Iterable[ArrayLike | BatchStats], method: str = "pooled") -> None:
+        """Replace the running statistics by those of a population of this layer's inputs.
+
+        Parameters
+        ----------
+        batches : iterable of array_like or BatchStats
+            Inputs of this layer, with weights fixed (Algorithm 2 of the paper; "precise" batch normalisation).
+        method : {"pooled", "paper"}
+            As in `population_stats`; its `unbiased_var` becomes the running variance.
+
+        Raises
+        ------
+        ValueError
+            There are no running statistics, no batches, or another number of channels.
+        """
+        if not self.track_running_stats:
+            raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
+        stats = [b if isinstance(b, BatchStats) else functional.batch_stats(b, axis=self.axis) for b in batches]
+        for part in stats:
+            if part.mean.size != self.num_features:
+                raise ValueError(f"batches: expected {self.num_features} channels, got {part.mean.size}")
+        population = functional.population_stats(stats, method=method)
+        self._put_running_stats(population.mean, population.unbiased_var, len(stats))
+
+    # ---- modes, parameters, state
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Switch to training (or, with False, to evaluation). Returns the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Switch to evaluation. Returns the layer."""
+        return self.train(False)
+
+    def parameters(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """(name, value, gradient) of gamma and beta: always the same arrays, for an optimiser to hold on to."""
+        if not self.affine:
+            return []
+        return [("gamma", self.gamma, self.dgamma), ("beta", self.beta, self.dbeta)]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of parameters and running statistics under PyTorch's names: weight, bias, running_mean, ..."""
+        arrays = {key: getattr(self, attribute) for attribute, key in STATE.items()}
+        return {key: array.copy() for key, array in arrays.items() if array is not None}
+
+    def load_state_dict(self, d: Mapping[str, ArrayLike]) -> None:
+        """Copy a state in. All of it is checked first; num_batches_tracked may be missing, and is 0 then.
+
+        Parameters
+        ----------
+        d : mapping
+            As `state_dict` gives it, or PyTorch's of a layer like this one.
+
+        Raises
+        ------
+        KeyError
+            A key is missing or unknown.
+        TypeError, ValueError
+            A value has another type or shape, does not fit into the layer's dtype, or is a negative variance.
+        """
+        own = {key: getattr(self, a) for a, key in STATE.items() if getattr(self, a) is not None}
+        missing = own.keys() - d.keys() - {"num_batches_tracked"}
+        unknown = d.keys() - own.keys()
+        if missing or unknown:
+            raise KeyError(f"d: expected the keys {sorted(own)}; missing {sorted(missing)}, unknown {sorted(unknown)}")
+        new = {key: _checked_state(key, d.get(key, 0), array) for key, array in own.items()}
+        for key, array in own.items():
+            array[...] = new[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what the last forward kept."""
+        return {**self.__dict__, "_saved": None}
+
+    def __repr__(self) -> str:
+        defaults = {
+            "affine": True,
+            "track_running_stats": True,
+            "dtype": np.dtype(np.float32),
+            "use_global_stats": None,
+        }
+        parts = [str(self.num_features), f"eps={self.eps}", f"momentum={self.momentum}"]
+        parts += [f"{name}={getattr(self, name)}" for name, usual in defaults.items() if getattr(self, name) != usual]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class BatchNorm1d(BatchNorm):
+    """`BatchNorm` for (N, C) and (N, C, L)."""
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """`BatchNorm` for (N, C, H, W)."""
+
+    ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """`BatchNorm` for (N, C, D, H, W)."""
+
+    ranks = (5,)
+
+
+def _checked_features(num_features: Any) -> int:
+    try:
+        features = operator.index(num_features)
+    except TypeError:
+        raise TypeError(f"num_features: expected an integer, got {type(num_features).__name__}") from None
+    if features < 1 or isinstance(num_features, bool):
+        raise ValueError(f"num_features: expected at least 1, got {num_features}")
+    return features
+
+
+def _checked_eps(eps: Any) -> float:
+    eps = _explain.as_number("eps", eps)
+    if eps <= 0:
+        raise ValueError(f"eps: expected a number > 0, got {eps}")
+    return eps
+
+
+def _checked_momentum(momentum: Any) -> float | None:
+    if momentum is None:
+        return None
+    momentum = _explain.as_number("momentum", momentum)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected 0 to 1 or None, got {momentum}")
+    return momentum
+
+
+def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+    dtype = np.dtype(dtype)
+    if dtype not in _explain.FLOATS:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+    return dtype
+
+
+def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:
+    if use_global_stats not in (None, True, False):
+        raise TypeError(f"use_global_stats: expected None, True or False, got {use_global_stats!r}")
+    if use_global_stats and not tracked:
+        raise ValueError("use_global_stats: True needs running statistics, but track_running_stats is False")
+    return use_global_stats
+
+
+def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
+    """A value of a state dict, ready to be copied into `like`."""
+    given = np.asarray(value)
+    if given.shape != like.shape:
+        raise ValueError(f"{key}: expected shape {like.shape}, got {given.shape}")
+    if not np.can_cast(given.dtype, like.dtype, "same_kind"):
+        raise TypeError(f"{key}: expected {like.dtype}, got {given.dtype}")
+    with np.errstate(all="ignore"):
+        new = given.astype(like.dtype)
+    if not np.array_equal(np.isfinite(new), np.isfinite(given)):
+        raise ValueError(f"{key}: expected values in the range of {like.dtype}")
+    if key in ("running_var", "num_batches_tracked") and (new < 0).any():
+        raise ValueError(f"{key}: expected values >= 0, got {new.min()}")
+    return new

@@ -1,0 +1,213 @@
+"""The definition of everything, in float64 NumPy: one formula a line, for tests and for reading.
+
+The signatures are those of the fast functions. Results stay float64 whatever x is, except in `out`. Nothing here is fast,
+and arguments are not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastbn._explain import not_yet
+from fastbn.statistics import BatchStats, Gradients, GradientSums
+
+__all__ = [
+    "backward_apply",
+    "backward_sums",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_stats",
+    "normalize",
+    "population_stats",
+]
+
+
+def _wide(x: Any, axis: int) -> np.ndarray:
+    """Float64 with the channels first and all else behind: (C, values)."""
+    x = np.moveaxis(np.asarray(x, np.float64), axis, 0)
+    return x.reshape(len(x), x.size // len(x))
+
+
+def _column(vector: Any, missing: float) -> Any:
+    """A vector of channels as a column beside (C, values)."""
+    return missing if vector is None else np.asarray(vector, np.float64)[:, None]
+
+
+def _shaped(wide: np.ndarray, x: Any, axis: int, out: np.ndarray | None = None) -> np.ndarray:
+    """(C, values) back in the shape of x; into `out` where it is given."""
+    shape = np.moveaxis(np.asarray(x), axis, 0).shape
+    result = np.moveaxis(wide.reshape(shape), 0, axis)
+    if out is None:
+        return result
+    with np.errstate(all="ignore"):
+        out[...] = result
+    return out
+
+
+def _invstd(var: Any, eps: float) -> np.ndarray:
+    """1/sqrt(var + eps), and 0 where that is 1/0: a constant channel gives beta with any eps."""
+    v = np.asarray(var, np.float64) + eps
+    return np.divide(1, np.sqrt(v), out=np.zeros_like(v), where=v != 0)
+
+
+def batch_stats(x: Any, *, axis: int = 1) -> BatchStats:
+    """mean = sum(x)/n, var = sum((x - mean)**2)/n, over all axes but one."""
+    x = _wide(x, axis)
+    c, n = x.shape
+    if n == 0:
+        return BatchStats(0, np.zeros(c), np.zeros(c))
+    with np.errstate(all="ignore"):
+        # Around one of the values: exact for constant channels, and no digits lost where abs(mean) >> std.
+        near = np.where(np.isfinite(x[:, :1]), x[:, :1], 0)
+        mean = near + (x - near).mean(axis=1, keepdims=True)
+        var = ((x - mean) ** 2).mean(axis=1)
+    return BatchStats(n, mean[:, 0], var)
+
+
+def normalize(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Any = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """y = (x - mean)*invstd*gamma + beta."""
+    if activation is not None or residual is not None:
+        not_yet(activation=activation, residual=residual)
+    with np.errstate(all="ignore"):
+        xhat = (_wide(x, axis) - _column(mean, 0)) * _column(_invstd(var, eps), 1)
+        y = xhat * _column(gamma, 1) + _column(beta, 0)
+    return _shaped(y, x, axis, out)
+
+
+def batch_norm(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Any = None,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, BatchStats]:
+    """`normalize` with the statistics of x itself."""
+    stats = batch_stats(x, axis=axis)
+    y = normalize(
+        x, stats.mean, stats.var, gamma, beta, eps=eps, axis=axis, activation=activation,
+        negative_slope=negative_slope, residual=residual, out=out,
+    )  # fmt: skip
+    return y, stats
+
+
+def backward_sums(
+    dy: Any,
+    x: Any,
+    stats: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: Any = None,
+    training: bool = True,
+) -> GradientSums:
+    """sum_dy = sum(dy), sum_dy_xmu = sum(dy*(x - mean))."""
+    if activation is not None or residual or y is not None:
+        not_yet(activation=activation, residual=residual or None, y=y)
+    mean = tuple(stats)[-2]
+    with np.errstate(all="ignore"):
+        dy, xmu = _wide(dy, axis), _wide(x, axis) - _column(mean, 0)
+        return GradientSums(dy.sum(axis=1), (dy * xmu).sum(axis=1))
+
+
+def backward_apply(
+    dy: Any,
+    x: Any,
+    stats: Any,
+    sums: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: Any = None,
+    training: bool = True,
+    need_dx: bool = True,
+    need_params: bool = True,
+    out: np.ndarray | None = None,
+) -> Gradients:
+    """dx = gamma*invstd*(dy - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n), or gamma*invstd*dy without training."""
+    if activation is not None or residual or y is not None:
+        not_yet(activation=activation, residual=residual or None, y=y)
+    *count, mean, var = stats
+    invstd = _invstd(var, eps)
+    dx = dgamma = dbeta = None
+    with np.errstate(all="ignore"):
+        if need_params:
+            dgamma, dbeta = sums[1] * invstd, np.array(sums[0])
+        if need_dx:
+            scale = _column(gamma, 1) * _column(invstd, 1)
+            inner = _wide(dy, axis)
+            if training and inner.size:
+                xhat = (_wide(x, axis) - _column(mean, 0)) * _column(invstd, 1)
+                n = count[0]
+                inner = inner - _column(sums[0], 0) / n - xhat * _column(sums[1] * invstd, 0) / n
+            dx = _shaped(scale * inner, x, axis, out)
+    return Gradients(dx, dgamma, dbeta, None)
+
+
+def batch_norm_backward(
+    dy: Any,
+    x: Any,
+    stats: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    y: Any = None,
+    training: bool = True,
+    need_dx: bool = True,
+    need_params: bool = True,
+    out: np.ndarray | None = None,
+) -> Gradients:
+    """`backward_apply` with the `backward_sums` of x itself."""
+    same = {
+        "eps": eps, "axis": axis, "activation": activation, "negative_slope": negative_slope, "residual": residual,
+        "y": y, "training": training,
+    }  # fmt: skip
+    sums = backward_sums(dy, x, stats, gamma, beta, **same)  # type: ignore[arg-type]
+    return backward_apply(
+        dy, x, stats, sums, gamma, beta, need_dx=need_dx, need_params=need_params, out=out, **same  # type: ignore[arg-type]
+    )
+
+
+def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "pooled") -> BatchStats:
+    """Pooled: the statistics of all values together. Paper: means of the means and of the unbiased variances."""
+    if method == "pooled":
+        return batch_stats(np.concatenate([_wide(batch, axis) for batch in batches], axis=1), axis=0)
+    stats = [batch_stats(batch, axis=axis) for batch in batches]
+    n = sum(s.count for s in stats)
+    unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
+    return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)
