@@ -122,7 +122,8 @@ class BuildExt(build_ext):
             if built.returncode != 0 or not run:
                 return built.returncode == 0
             try:
-                return subprocess.run([path.with_suffix("")], capture_output=True, timeout=30, check=False).returncode == 0
+                ran = subprocess.run([path.with_suffix("")], capture_output=True, timeout=30, check=False)
+                return ran.returncode == 0
             except (OSError, subprocess.TimeoutExpired):
                 return False
 

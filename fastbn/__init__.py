@@ -10,8 +10,9 @@ The way of a call, always in this direction::
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
     _threads.py     what a number of threads means      cli.py, demo/  the command `fastbn`
 
-What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone, not
-on threads, instruction set, alignment or `out=`; nothing is written where an argument is wrong; no full-size temporary.
+What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,
+not on threads, instruction set, alignment or `out=`; nothing is written where an argument is wrong; there is no
+full-size temporary.
 """
 
 from __future__ import annotations

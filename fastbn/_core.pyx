@@ -182,11 +182,18 @@ cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
+cdef inline bint plain_result(cnp.ndarray out, cnp.ndarray x) noexcept:
+    """Whether an array can take a result like x, each value in a place of its own."""
+    return (cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(x) and cnp.PyArray_ISNOTSWAPPED(out)
+            and cnp.PyArray_SAMESHAPE(out, x) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_IS_C_CONTIGUOUS(out))
+
+
 cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vectors):
     """A fresh array like x, or `out` once it is safe to write to: the same memory as an input, or apart from it."""
     if out is None:
         return fastbn_like(x)
-    _explain.check_out(out, x)
+    if not (cnp.PyArray_CheckExact(out) and plain_result(out, x)):
+        _explain.check_out(out, x)
     if cnp.PyArray_SIZE(out) == 0:
         return out
     cdef cnp.ndarray result = out, other
@@ -354,8 +361,9 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
     cdef cnp.ndarray m = accept_vector(mean, "stats.mean", call.channels)
     cdef cnp.ndarray v = accept_vector(var, "stats.var", call.channels)
     cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
-    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
     cdef cnp.ndarray sum_dy, sum_dy_xmu, dgamma = None, dbeta = None
+    if beta is not None:
+        accept_vector(beta, "beta", call.channels)
     check_variance(v)
     if training:
         if whole and count != call.values:

@@ -185,8 +185,15 @@ def _overlaps_itself(out: np.ndarray) -> bool:
 def check_overlap(out: np.ndarray, name: str, other: np.ndarray) -> None:
     """That out, whose extent crosses that of an input, shares no byte with it."""
     try:
-        shared = np.shares_memory(out, other, max_work=1_000_000)
+        shared = np.shares_memory(out, other, max_work=1_000_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         shared = True
     if shared:
         raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
+
+
+def same_memory(out: Any, x: np.ndarray) -> bool:
+    """Whether out is x itself, value by value."""
+    if not isinstance(out, np.ndarray) or out.shape != x.shape or out.ctypes.data != x.ctypes.data:
+        return False
+    return all(a == b for a, b, n in zip(out.strides, x.strides, x.shape, strict=True) if n > 1)

@@ -331,9 +331,7 @@ def backward_apply(
     return Gradients(dx, dgamma, dbeta, None)
 
 
-def population_stats(
-    batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled"
-) -> BatchStats:
+def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled") -> BatchStats:
     """Statistics of a population from many batches; its `unbiased_var` is what belongs into a running variance.
 
     Parameters

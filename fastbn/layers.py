@@ -68,7 +68,7 @@ class BatchNorm:
     eps : float
         Added to the variance, > 0.
     momentum : float or None
-        Weight of the *new* value, 0 to 1. (Keras, TensorFlow and Caffe give that of the old one: momentum = 1 - theirs.)
+        Weight of the *new* value, 0 to 1. (Keras, TensorFlow and Caffe give that of the old one: take 1 minus theirs.)
         None: the plain average of all batches seen.
     affine : bool
         Whether the layer has gamma and beta.
@@ -156,9 +156,7 @@ class BatchNorm:
 
     # ---- forward and backward
 
-    def __call__(
-        self, x: ArrayLike, residual: ArrayLike | None = None, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def __call__(self, x: ArrayLike, residual: ArrayLike | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Normalise x; in training, move the running statistics.
 
         Parameters
@@ -176,8 +174,8 @@ class BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            As in `batch_norm`; ValueError also for another number of channels or rank, and in training for one value per
-            channel, whose running variance is undefined. The layer has not changed then.
+            As in `batch_norm`; ValueError also for another number of channels or rank, and in training for one value
+            per channel, whose running variance is undefined. The layer has not changed then.
 
         Warns
         -----
@@ -185,7 +183,7 @@ class BatchNorm:
             Where running statistics of some channels would not be finite: they stay as they were.
         """
         x = self._checked_input(x)
-        in_place = out is not None and isinstance(out, np.ndarray) and np.may_share_memory(x, out)
+        in_place = _explain.same_memory(out, x)
         if self._uses_batch_stats():
             if in_place:
                 raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
@@ -197,9 +195,7 @@ class BatchNorm:
             assert mean is not None  # use_global_stats and eval need track_running_stats
             assert var is not None
             stats = (mean.copy(), var.copy())  # type: ignore[assignment]
-            y = functional.normalize(
-                x, mean, var, self._gamma, self._beta, eps=self.eps, residual=residual, out=out
-            )
+            y = functional.normalize(x, mean, var, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
         gamma = None if self._gamma is None else self._gamma.copy()
         self._saved = _Saved(None if in_place else x, stats, gamma, self._uses_batch_stats())
         return y
@@ -270,7 +266,7 @@ class BatchNorm:
         self._put_running_stats(mean, var, batches)
 
     def _put_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int) -> None:
-        """Set running statistics of the channels where both are finite in the layer's dtype; warn of the others first."""
+        """Set running statistics where mean and var are finite in the layer's dtype; first warn of other channels."""
         with np.errstate(all="ignore"):
             mean, var = mean.astype(self.dtype), var.astype(self.dtype)
         held = np.isfinite(mean) & np.isfinite(var)

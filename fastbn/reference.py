@@ -1,7 +1,7 @@
 """The definition of everything, in float64 NumPy: one formula a line, for tests and for reading.
 
-The signatures are those of the fast functions. Results stay float64 whatever x is, except in `out`. Nothing here is fast,
-and arguments are not checked.
+The signatures are those of the fast functions. Results stay float64 whatever x is, except in `out`. Nothing here is
+fast, and arguments are not checked.
 """
 
 from __future__ import annotations
@@ -193,14 +193,12 @@ def batch_norm_backward(
     out: np.ndarray | None = None,
 ) -> Gradients:
     """`backward_apply` with the `backward_sums` of x itself."""
-    same = {
+    same: dict[str, Any] = {
         "eps": eps, "axis": axis, "activation": activation, "negative_slope": negative_slope, "residual": residual,
         "y": y, "training": training,
     }  # fmt: skip
-    sums = backward_sums(dy, x, stats, gamma, beta, **same)  # type: ignore[arg-type]
-    return backward_apply(
-        dy, x, stats, sums, gamma, beta, need_dx=need_dx, need_params=need_params, out=out, **same  # type: ignore[arg-type]
-    )
+    sums = backward_sums(dy, x, stats, gamma, beta, **same)
+    return backward_apply(dy, x, stats, sums, gamma, beta, need_dx=need_dx, need_params=need_params, out=out, **same)
 
 
 def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "pooled") -> BatchStats:

@@ -47,12 +47,12 @@ class _Vectors:
 
 
 class _BatchStats(NamedTuple):
-    count: int
+    count: int  # type: ignore[assignment]  # not tuple.count
     mean: np.ndarray
     var: np.ndarray
 
 
-class BatchStats(_Vectors, _BatchStats):
+class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
     """Mean and variance of each channel, and of how many values: an immutable value that unpacks like a tuple.
 
     Parameters
@@ -129,7 +129,7 @@ class _GradientSums(NamedTuple):
     sum_dy_xmu: np.ndarray
 
 
-class GradientSums(_Vectors, _GradientSums):
+class GradientSums(_Vectors, _GradientSums):  # type: ignore[misc]
     """sum(dy) and sum(dy*(x - mean)) of each channel: what the backward of a batch needs of each of its parts.
 
     The sums of parts add up with ``+``: the gradients of gamma and beta that `backward_apply` computes from a total are

@@ -23,7 +23,7 @@ cdef inline double fold(double *lane) noexcept nogil:
 
 
 cdef void deviations_span(const real *dy, const real *x, Py_ssize_t length, double pivot, Sums *total) noexcept nogil:
-    """a += sum(x - pivot), b += sum((x - pivot)**2) over at most CHUNK values. There is no dy."""
+    """a += sum(x - pivot), b += sum((x - pivot)**2), at most CHUNK values. There is no dy."""
     cdef double s[LANES]
     cdef double t[LANES]
     cdef double rest[LANES]
@@ -91,7 +91,8 @@ cdef void normalize_span(const real *dy, const real *x, real *y, Py_ssize_t leng
             y[i] = (x[i] - center)*mul + add
 
 
-cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f) noexcept nogil:
+cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
+                        const Coefficients *f) noexcept nogil:
     """dx = (dy*mul + add) + (x - center)*by_x: this order keeps every term within four roundings."""
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
     cdef Py_ssize_t i
@@ -103,7 +104,8 @@ cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t leng
             dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
 
 
-cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f) noexcept nogil:
+cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
+                     const Coefficients *f) noexcept nogil:
     """dx = dy*mul: the gradient where the statistics are constants. x is not read."""
     cdef real mul = <real>f.mul
     cdef Py_ssize_t i
@@ -259,7 +261,7 @@ ctypedef void (*apply_rows)(const void **dy, const void **x, void **out, Py_ssiz
 
 
 cdef struct Loops:
-    # What a call does to contiguous values of its type: chosen once, so that the drivers know neither types nor options.
+    # What a call does to contiguous values of its type: chosen once, so that drivers know neither types nor options.
     Py_ssize_t itemsize
     sum_span sum_span
     sum_rows sum_rows

@@ -1,7 +1,7 @@
 # Driver for rows, (m, c): channels side by side, a value of each channel in every row.
 #
-# Loops run along the channels. Rows are cut into blocks; in a block ROW_CHUNK rows are added up, column by column, before
-# their sums are put away in compensated sums, and the blocks of a channel are merged in order. Threads share the
+# Loops run along the channels. Rows are cut into blocks; in a block ROW_CHUNK rows are added up, column by column,
+# before their sums are put away in compensated sums, and the blocks of a channel are merged in order. Threads share the
 # (tile of columns, block) pairs, so that narrow and wide arrays alike keep them busy.
 
 

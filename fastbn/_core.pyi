@@ -1,0 +1,37 @@
+"""Types of the compiled front door, for `functional` and `_threads`."""
+
+from typing import Any
+
+import numpy as np
+
+def set_threads(chosen: int, most: int) -> None: ...
+def get_threads() -> int: ...
+def chosen_threads() -> int: ...
+def pause_threads() -> None: ...
+def openmp() -> int: ...
+def build() -> str: ...
+def batch_stats(x: Any, axis: Any) -> tuple[int, np.ndarray, np.ndarray]: ...
+def batch_norm(
+    x: Any, gamma: Any, beta: Any, eps: Any, axis: Any, activation: Any, residual: Any, out: Any
+) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]: ...
+def normalize(
+    x: Any, mean: Any, var: Any, gamma: Any, beta: Any, eps: Any, axis: Any, activation: Any, residual: Any, out: Any
+) -> np.ndarray: ...
+def backward(
+    dy: Any,
+    x: Any,
+    stats: Any,
+    sums: Any,
+    gamma: Any,
+    beta: Any,
+    eps: Any,
+    axis: Any,
+    activation: Any,
+    residual: Any,
+    y: Any,
+    training: bool,
+    need_dx: bool,
+    need_params: bool,
+    out: Any,
+    whole: bool,
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]: ...
