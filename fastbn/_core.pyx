@@ -103,22 +103,31 @@ cdef cnp.ndarray accept_like(object given, str name, cnp.ndarray x):
 
 
 cdef cnp.ndarray accept_vector(object v, str name, Py_ssize_t channels):
-    """A vector of one number per channel, as contiguous float64."""
-    if not (cnp.PyArray_CheckExact(v) and plain(v) and cnp.PyArray_NDIM(v) == 1 and cnp.PyArray_DIM(v, 0) == channels):
-        v = _explain.as_vector(name, v, channels)
-    cdef cnp.ndarray given = v
-    if cnp.PyArray_TYPE(given) == cnp.NPY_FLOAT64 and cnp.PyArray_ISCARRAY_RO(given):
-        return given
-    cdef cnp.npy_intp shape = channels
+    """A vector of one number per channel, or None."""
+    if v is None or (cnp.PyArray_CheckExact(v) and plain(v) and cnp.PyArray_NDIM(v) == 1
+                     and cnp.PyArray_DIM(v, 0) == channels):
+        return v
+    return _explain.as_vector(name, v, channels)
+
+
+cdef cnp.ndarray accept_needed(object v, str name, Py_ssize_t channels):
+    return accept_vector(_explain.as_vector(name, v, channels) if v is None else v, name, channels)
+
+
+cdef cnp.ndarray in_float64(cnp.ndarray v):
+    """A vector's numbers as contiguous float64: itself where it is that, else a copy. None for None."""
+    if v is None or (cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64 and cnp.PyArray_ISCARRAY_RO(v)):
+        return v
+    if not cnp.PyArray_ISALIGNED(v):
+        return in_float64(v.copy())
+    cdef cnp.npy_intp shape = cnp.PyArray_DIM(v, 0)
     cdef cnp.ndarray numbers = cnp.PyArray_EMPTY(1, &shape, cnp.NPY_FLOAT64, 0)
     cdef double *to = <double *>cnp.PyArray_DATA(numbers)
-    cdef char *source = cnp.PyArray_BYTES(given)
-    cdef Py_ssize_t step = cnp.PyArray_STRIDE(given, 0), c
-    cdef bint wide = cnp.PyArray_TYPE(given) == cnp.NPY_FLOAT64
-    if not cnp.PyArray_ISALIGNED(given):
-        return accept_vector(given.copy(), name, channels)
+    cdef char *source = cnp.PyArray_BYTES(v)
+    cdef Py_ssize_t step = cnp.PyArray_STRIDE(v, 0), c
+    cdef bint wide = cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64
     cdef fp_mode before = fp_default()      # a caller's flush-to-zero would swallow subnormal float32
-    for c in range(channels):
+    for c in range(shape):
         to[c] = (<double *>(source + c*step))[0] if wide else (<float *>(source + c*step))[0]
     fp_restore(before)
     return numbers
@@ -130,13 +139,15 @@ cdef double accept_eps(object eps) except -1:
     return _explain.as_eps(eps)
 
 
-cdef int check_variance(cnp.ndarray var) except -1:
-    cdef double *v = doubles(var)
+cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
+    """A vector without negative numbers."""
+    cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
+    cdef double *v = doubles(numbers)
     cdef Py_ssize_t c
-    for c in range(cnp.PyArray_DIM(var, 0)):
+    for c in range(channels):
         if v[c] < 0:
-            _explain.negative_variance(var)
-    return 0
+            _explain.negative_variance(name, numbers)
+    return given
 
 
 cdef inline double *doubles(cnp.ndarray v) noexcept:
@@ -202,7 +213,7 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vecto
         if not (same_memory(result, other) or apart(result, other)):
             _explain.check_overlap(result, name, other)
     for name, given in vectors:
-        if isinstance(given, cnp.ndarray) and not apart(result, given):
+        if given is not None and not apart(result, given):
             _explain.check_overlap(result, name, given)
     return result
 
@@ -318,14 +329,14 @@ def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
         _explain.not_yet(activation=activation, residual=residual)
     cdef cnp.ndarray a = accept_x(x, axis), y
     cdef Call call = describe(a, accept_eps(eps))
-    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
-    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
     if call.values == 0:
         _explain.no_values(a)
-    y = accept_out(out, a, (("x", a),), (("gamma", gamma), ("beta", beta)))
+    y = accept_out(out, a, (("x", a),), (("gamma", g), ("beta", b)))
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
-    call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g), doubles(b)
+    call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g64), doubles(b64)
     run(&call, a, a, None, y)
     return y, call.values, mean, var
 
@@ -336,12 +347,12 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
         _explain.not_yet(activation=activation, residual=residual)
     cdef cnp.ndarray a = accept_x(x, axis), y
     cdef Call call = describe(a, accept_eps(eps))
-    cdef cnp.ndarray m = accept_vector(mean, "mean", call.channels), v = accept_vector(var, "var", call.channels)
-    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
-    cdef cnp.ndarray b = None if beta is None else accept_vector(beta, "beta", call.channels)
-    check_variance(v)
-    y = accept_out(out, a, (("x", a),), (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)))
-    call.mean, call.var, call.gamma, call.beta = doubles(m), doubles(v), doubles(g), doubles(b)
+    cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m64 = in_float64(m)
+    cdef cnp.ndarray v = accept_variance(var, "var", call.channels), v64 = in_float64(v)
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    y = accept_out(out, a, (("x", a),), (("mean", m), ("var", v), ("gamma", g), ("beta", b)))
+    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
     run(&call, a, a, None, y)
     return y
 
@@ -353,57 +364,52 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
     `sums` None: they are taken from dy and x where something needs them. `whole`: x is all that the statistics came
     from, so the counts must agree.
     """
-    if activation is not None or residual or y is not None:
-        _explain.not_yet(activation=activation, residual=residual or None, y=y)
-    cdef cnp.ndarray a = accept_x(x, axis), g_out = accept_like(dy, "dy", a), dx = None
+    if activation is not None or y is not None:
+        _explain.not_yet(activation=activation, y=y)
+    if residual is not False:
+        _explain.check_residual(residual)
+    cdef cnp.ndarray a = accept_x(x, axis), d = accept_like(dy, "dy", a), dx = None
     cdef Call call = describe(a, accept_eps(eps))
     count, mean, var = _explain.as_stats(stats, training)
-    cdef cnp.ndarray m = accept_vector(mean, "stats.mean", call.channels)
-    cdef cnp.ndarray v = accept_vector(var, "stats.var", call.channels)
-    cdef cnp.ndarray g = None if gamma is None else accept_vector(gamma, "gamma", call.channels)
-    cdef cnp.ndarray sum_dy, sum_dy_xmu, dgamma = None, dbeta = None
-    if beta is not None:
-        accept_vector(beta, "beta", call.channels)
-    check_variance(v)
+    cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
+    cdef cnp.ndarray v = accept_variance(var, "stats.var", call.channels), v64 = in_float64(v)
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels)
+    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
     if training:
-        if whole and count != call.values:
+        if (whole and count != call.values) or (need_dx and count < 1 <= call.values):
             _explain.wrong_count(count, call.values)
-        if need_dx and count < 1:
-            if call.values:
-                _explain.wrong_count(count, call.values)
-            count = 1       # nothing is divided: there is no value
-        call.count = count
+        call.count = max(count, 1)      # where it is 0, there is no value and nothing is divided
     if sums is not None:
-        sum_dy = accept_vector(sums[0], "sums.sum_dy", call.channels)
-        sum_dy_xmu = accept_vector(sums[1], "sums.sum_dy_xmu", call.channels)
+        s, t = accept_needed(sums[0], "sums", call.channels), accept_needed(sums[1], "sums", call.channels)
+        s64, t64 = in_float64(s), in_float64(t)
     else:
         call.measure = need_params or (need_dx and training)
-        sum_dy, sum_dy_xmu = new_vector(call.channels), new_vector(call.channels)
+        s = s64 = new_vector(call.channels)
+        t = t64 = new_vector(call.channels)
     if need_dx:
-        dx = accept_out(out, a, (("x", a), ("dy", g_out)),
-                        (("stats.mean", mean), ("stats.var", var), ("gamma", gamma), ("beta", beta))
-                        + (() if sums is None else (("sums.sum_dy", sums[0]), ("sums.sum_dy_xmu", sums[1]))))
+        dx = accept_out(out, a, (("x", a), ("dy", d)),
+                        (("stats", m), ("stats", v), ("gamma", g), ("beta", b), ("sums", s), ("sums", t)))
     elif out is not None:
         _explain.useless_out()
     call.backward, call.constant = True, not training
-    call.mean, call.var, call.gamma = doubles(m), doubles(v), doubles(g)
-    call.sum_dy, call.sum_dy_xmu = doubles(sum_dy), doubles(sum_dy_xmu)
+    call.mean, call.var, call.gamma = doubles(m64), doubles(v64), doubles(g64)
+    call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     if need_params:
-        dgamma = gradient_like(gamma, call.dtype, call.channels)
-        dbeta = gradient_like(beta, call.dtype, call.channels)
+        dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
-        run(&call, a, a if call.measure or training else None, g_out, dx)
+        run(&call, a, a if call.measure or training else None, d, dx)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
-    return dx, sum_dy, sum_dy_xmu, dgamma, dbeta
+    return dx, s, t, dgamma, dbeta
 
 
-cdef cnp.ndarray gradient_like(object parameter, int dtype, Py_ssize_t channels):
+cdef cnp.ndarray gradient_like(cnp.ndarray parameter, const Call *call):
     """A fresh vector for a parameter's gradient: of its type where it is given, else float32 (float64 for float64)."""
-    cdef cnp.npy_intp shape = channels
-    cdef int kind = cnp.NPY_FLOAT64 if dtype == FLOAT64 else cnp.NPY_FLOAT32
+    cdef cnp.npy_intp shape = call.channels
+    cdef int kind = cnp.NPY_FLOAT64 if call.dtype == FLOAT64 else cnp.NPY_FLOAT32
     if parameter is not None:
-        kind = cnp.PyArray_TYPE(_explain.as_vector("gamma", parameter, channels))
+        kind = cnp.PyArray_TYPE(parameter)
     return cnp.PyArray_EMPTY(1, &shape, kind, 0)
 
 

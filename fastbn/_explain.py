@@ -19,16 +19,21 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 HALF_TYPES = ("float16", "bfloat16")
 
 
-def as_array(name: str, given: Any) -> np.ndarray:
-    """An array argument as a plain ndarray of float32 or float64."""
-    if isinstance(given, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
+def as_any_array(name: str, given: Any) -> np.ndarray:
+    """What np.asarray makes of an argument, if that loses nothing."""
     if given is None:
         raise TypeError(f"{name}: expected an array, got None")
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
     try:
-        array = np.asarray(given)
+        return np.asarray(given)
     except Exception as error:
         raise TypeError(f"{name}: expected an array, got {type(given).__name__}: {error}") from error
+
+
+def as_array(name: str, given: Any) -> np.ndarray:
+    """An array argument as a plain ndarray of float32 or float64."""
+    array = as_any_array(name, given)
     if array.dtype.name in HALF_TYPES and array.dtype.isnative:
         raise NotImplementedError(f"{name}: dtype {array.dtype} is not implemented yet; there are float32 and float64")
     _check_float(name, array)
@@ -42,14 +47,19 @@ def _check_float(name: str, array: np.ndarray) -> None:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
 
 
-def check_axis(x: np.ndarray, axis: Any) -> None:
-    """That x has the rank and the channels that axis speaks of."""
+def as_axis(axis: Any) -> int:
+    """The argument axis as an int."""
     if isinstance(axis, (bool, np.bool_)):
         raise TypeError("axis: expected an integer, got a bool")
     try:
-        axis = operator.index(axis)
+        return operator.index(axis)
     except TypeError:
         raise TypeError(f"axis: expected an integer, got {type(axis).__name__}") from None
+
+
+def check_axis(x: np.ndarray, axis: Any) -> None:
+    """That x has the rank and the channels that axis speaks of."""
+    axis = as_axis(axis)
     if x.ndim < 2:
         raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
     if not -x.ndim <= axis < x.ndim:
@@ -70,14 +80,7 @@ def check_like(name: str, given: np.ndarray, like_name: str, like: np.ndarray) -
 
 def as_vector(name: str, given: Any, channels: int) -> np.ndarray:
     """A vector argument as an array (channels,) of float32 or float64."""
-    if given is None:
-        raise TypeError(f"{name}: expected {channels} numbers, got None")
-    if isinstance(given, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
-    try:
-        vector = np.asarray(given)
-    except Exception as error:
-        raise TypeError(f"{name}: expected {channels} numbers, got {type(given).__name__}: {error}") from error
+    vector = as_any_array(name, given)
     _check_float(name, vector)
     if vector.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), a number per channel, got {vector.shape}")
@@ -86,9 +89,14 @@ def as_vector(name: str, given: Any, channels: int) -> np.ndarray:
 
 def as_number(name: str, given: Any) -> float:
     """A real number that is not a bool and not NaN or infinite."""
-    if isinstance(given, (bool, np.bool_)) or not isinstance(given, (numbers.Real, np.floating, np.integer)):
+    if isinstance(given, np.ndarray) and given.ndim == 0:
+        given = given[()]
+    if isinstance(given, (bool, np.bool_)) or not isinstance(given, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(given).__name__}")
-    value = float(given)
+    try:
+        value = float(given)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got one that no float can hold") from None
     if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return value
@@ -102,10 +110,10 @@ def as_eps(given: Any) -> float:
     return eps
 
 
-def negative_variance(var: np.ndarray) -> NoReturn:
+def negative_variance(name: str, var: np.ndarray) -> NoReturn:
     """Say which channel has a negative variance."""
     c = int(np.flatnonzero(var < 0)[0])
-    raise ValueError(f"var: expected variances >= 0, got {var[c]} in channel {c}")
+    raise ValueError(f"{name}: expected variances >= 0, got {var[c]} in channel {c}")
 
 
 def no_values(x: np.ndarray) -> NoReturn:
@@ -124,14 +132,13 @@ def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
     """(count, mean, var) from the argument stats; without training a pair (mean, var) will do."""
     if isinstance(stats, BatchStats):
         return stats
-    try:
-        parts = tuple(stats)
-    except TypeError:
-        parts = ()
-    if len(parts) == 3:
-        return BatchStats(*parts)
-    if len(parts) == 2 and not training:
-        return 0, parts[0], parts[1]
+    if isinstance(stats, (tuple, list)) and len(stats) == 3:
+        try:
+            return BatchStats(*stats)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"stats: {error}") from None
+    if isinstance(stats, (tuple, list)) and len(stats) == 2 and not training:
+        return 0, stats[0], stats[1]
     wanted = "BatchStats" if training else "BatchStats or a pair (mean, var)"
     raise TypeError(f"stats: expected {wanted}, got {type(stats).__name__}")
 
@@ -146,6 +153,14 @@ def as_sums(sums: Any) -> Any:
 def wrong_count(count: int, values: int) -> NoReturn:
     """Say that stats are not those of x."""
     raise ValueError(f"stats: expected the statistics of x, count {values}, got count {count}")
+
+
+def check_residual(residual: Any) -> None:
+    """That backward is told of a residual by a bool, and of none."""
+    if residual is not False and not isinstance(residual, np.bool_):
+        not_yet(residual=residual)
+    if residual:
+        not_yet(residual=True)
 
 
 def useless_out() -> NoReturn:
@@ -168,6 +183,9 @@ def _overlaps_itself(out: np.ndarray) -> bool:
     """Whether two values of an array share bytes. Exact: where strides alone do not tell, places are counted."""
     if out.flags.c_contiguous or out.flags.f_contiguous or out.size == 0:
         return False
+    low, high = np.lib.array_utils.byte_bounds(out)
+    if high - low < out.nbytes:
+        return True
     axes = sorted((abs(step), length) for step, length in zip(out.strides, out.shape, strict=True) if length > 1)
     reach = out.itemsize
     for step, length in axes:

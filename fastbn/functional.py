@@ -21,8 +21,6 @@ __all__ = [
     "population_stats",
 ]
 
-POPULATION = {"pooled": pooled, "paper": averaged}
-
 
 def batch_norm(
     x: ArrayLike,
@@ -363,14 +361,23 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
     >>> fastbn.population_stats(batches, method="paper").unbiased_var
     array([2.])
     """
-    if method not in POPULATION:
+    if method not in ("pooled", "paper"):
         raise ValueError(f'method: expected "pooled" or "paper", got {method!r}')
-    if isinstance(batches, (BatchStats, np.ndarray)):
-        raise TypeError(f"batches: expected an iterable of batches, got one {type(batches).__name__}")
+    parts = stats_of_batches(batches, axis)
+    return pooled(parts) if method == "pooled" else averaged(parts)
+
+
+def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> list[BatchStats]:
+    """The statistics of each batch, at least one, all of as many channels."""
+    if isinstance(batches, (BatchStats, np.ndarray)) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected an iterable of batches, got {type(batches).__name__}")
     parts = [batch if isinstance(batch, BatchStats) else batch_stats(batch, axis=axis) for batch in batches]
     if not parts:
         raise ValueError("batches: expected at least one batch, got none")
-    return POPULATION[method](parts)
+    channels = {part.mean.size for part in parts}
+    if len(channels) > 1:
+        raise ValueError(f"batches: expected the same number of channels in each, got {sorted(channels)}")
+    return parts
 
 
 def fold_batch_norm(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn import _explain, functional
+from fastbn._cpu import DefaultMode
 from fastbn.statistics import BatchStats
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -122,6 +123,7 @@ class BatchNorm:
         negative_slope: float = 0.01,
         use_global_stats: bool | None = None,
     ) -> None:
+        axis = _explain.as_axis(axis)
         if axis != 1 or activation is not None:
             _explain.not_yet(axis=axis if axis != 1 else None, activation=activation)
         self.num_features = _checked_features(num_features)
@@ -260,14 +262,14 @@ class BatchNorm:
         assert self._num_batches_tracked is not None
         batches = int(self._num_batches_tracked) + 1
         new = 1 / batches if self.momentum is None else self.momentum
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             mean = (1 - new) * self._running_mean.astype(np.float64) + new * stats.mean  # type: ignore[union-attr]
             var = (1 - new) * self._running_var.astype(np.float64) + new * stats.unbiased_var  # type: ignore[union-attr]
-        self._put_running_stats(mean, var, batches)
+        self._put_running_stats(mean, var, batches, stacklevel=4)
 
-    def _put_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int) -> None:
+    def _put_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int, stacklevel: int) -> None:
         """Set running statistics where mean and var are finite in the layer's dtype; first warn of other channels."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             mean, var = mean.astype(self.dtype), var.astype(self.dtype)
         held = np.isfinite(mean) & np.isfinite(var)
         if not held.all():
@@ -276,7 +278,7 @@ class BatchNorm:
                 f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
                 f"{channels}",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         np.copyto(self._running_mean, mean, where=held)  # type: ignore[arg-type]
         np.copyto(self._running_var, var, where=held)  # type: ignore[arg-type]
@@ -304,12 +306,11 @@ class BatchNorm:
         """
         if not self.track_running_stats:
             raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
-        stats = [b if isinstance(b, BatchStats) else functional.batch_stats(b, axis=self.axis) for b in batches]
-        for part in stats:
-            if part.mean.size != self.num_features:
-                raise ValueError(f"batches: expected {self.num_features} channels, got {part.mean.size}")
+        stats = functional.stats_of_batches(batches, self.axis)
+        if stats[0].mean.size != self.num_features:
+            raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
-        self._put_running_stats(population.mean, population.unbiased_var, len(stats))
+        self._put_running_stats(population.mean, population.unbiased_var, len(stats), stacklevel=3)
 
     # ---- modes, parameters, state
 
@@ -348,6 +349,8 @@ class BatchNorm:
         TypeError, ValueError
             A value has another type or shape, does not fit into the layer's dtype, or is a negative variance.
         """
+        if not isinstance(d, Mapping):
+            raise TypeError(f"d: expected a mapping, got {type(d).__name__}")
         own = {key: getattr(self, a) for a, key in STATE.items() if getattr(self, a) is not None}
         missing = own.keys() - d.keys() - {"num_batches_tracked"}
         unknown = d.keys() - own.keys()
@@ -418,29 +421,36 @@ def _checked_momentum(momentum: Any) -> float | None:
 
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype:
-    dtype = np.dtype(dtype)
-    if dtype not in _explain.FLOATS:
+    try:
+        dtype = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
+    if dtype is None or dtype not in _explain.FLOATS:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
     return dtype
 
 
 def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:
-    if use_global_stats not in (None, True, False):
-        raise TypeError(f"use_global_stats: expected None, True or False, got {use_global_stats!r}")
+    if use_global_stats is None:
+        return None
+    if not isinstance(use_global_stats, (bool, np.bool_)):
+        raise TypeError(f"use_global_stats: expected None, True or False, got {type(use_global_stats).__name__}")
     if use_global_stats and not tracked:
         raise ValueError("use_global_stats: True needs running statistics, but track_running_stats is False")
-    return use_global_stats
+    return bool(use_global_stats)
 
 
 def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
     """A value of a state dict, ready to be copied into `like`."""
-    given = np.asarray(value)
+    given = _explain.as_any_array(key, value)
     if given.shape != like.shape:
         raise ValueError(f"{key}: expected shape {like.shape}, got {given.shape}")
     if not np.can_cast(given.dtype, like.dtype, "same_kind"):
         raise TypeError(f"{key}: expected {like.dtype}, got {given.dtype}")
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), DefaultMode():
         new = given.astype(like.dtype)
+    if key.startswith("running") and not np.isfinite(new).all():
+        raise ValueError(f"{key}: expected finite values in the range of {like.dtype}")
     if not np.array_equal(np.isfinite(new), np.isfinite(given)):
         raise ValueError(f"{key}: expected values in the range of {like.dtype}")
     if key in ("running_var", "num_batches_tracked") and (new < 0).any():

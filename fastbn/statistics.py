@@ -11,6 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn._cpu import DefaultMode
+
+
+def _as_count(count: Any) -> int:
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise TypeError(f"count: expected an integer, got {type(count).__name__}") from None
+    if not 0 <= count < 2**63:
+        raise ValueError(f"count: expected a number >= 0 and below 2**63, got {count}")
+    return count
+
 
 def _frozen(name: str, values: Any) -> np.ndarray:
     """A read-only float64 copy of a vector."""
@@ -73,12 +85,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
     __slots__ = ()
 
     def __new__(cls, count: int, mean: Any, var: Any) -> BatchStats:
-        try:
-            count = operator.index(count)
-        except TypeError:
-            raise TypeError(f"count: expected an integer, got {type(count).__name__}") from None
-        if count < 0:
-            raise ValueError(f"count: expected a number >= 0, got {count}")
+        count = _as_count(count)
         mean, var = _frozen("mean", mean), _frozen("var", var)
         _same_length(("mean", "var"), mean, var)
         return cls._own(count, mean, var)
@@ -97,7 +104,8 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         """The variance divided by count - 1, shape (C,). ValueError where count < 2."""
         if self.count < 2:
             raise ValueError(f"count: expected 2 or more values for an unbiased variance, got {self.count}")
-        return self.var * (self.count / (self.count - 1))
+        with DefaultMode():
+            return self.var * (self.count / (self.count - 1))
 
     def merge(self, *others: BatchStats) -> BatchStats:
         """The statistics of all values behind these and the other statistics, as if taken in one go.
@@ -118,7 +126,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         # Means are added up as deviations from the first one, which keeps the digits where abs(mean) >> std.
         # (No deviation from infinity: that would be NaN where the mean is infinite.)
         near = np.where(np.isfinite(parts[0].mean), parts[0].mean, 0.0)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             mean = near + sum(part.count * (part.mean - near) for part in parts) / count
             var = sum(part.count * (part.var + (part.mean - mean) ** 2) for part in parts) / count
         return BatchStats._own(count, np.asarray(mean), np.asarray(var))
@@ -158,7 +166,8 @@ class GradientSums(_Vectors, _GradientSums):  # type: ignore[misc]
         if not isinstance(other, GradientSums):
             return NotImplemented
         _same_length(("the first", "the second"), self.sum_dy, other.sum_dy)
-        return GradientSums(self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
+        with np.errstate(all="ignore"), DefaultMode():
+            return GradientSums(self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
 
     def __radd__(self, other: object) -> GradientSums:
         """Let sum() of parts work, which starts from 0."""
@@ -189,6 +198,7 @@ def averaged(parts: Iterable[BatchStats]) -> BatchStats:
     if not parts:
         raise ValueError("batches: expected at least one value, got empty batches only")
     count = sum(part.count for part in parts)
-    mean = np.mean([part.mean for part in parts], axis=0)
-    unbiased = np.mean([part.unbiased_var for part in parts], axis=0)
-    return BatchStats._own(count, mean, unbiased * ((count - 1) / count))
+    with np.errstate(all="ignore"), DefaultMode():
+        mean = np.mean([part.mean for part in parts], axis=0)
+        unbiased = np.mean([part.unbiased_var for part in parts], axis=0)
+        return BatchStats._own(count, mean, unbiased * ((count - 1) / count))

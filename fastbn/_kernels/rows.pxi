@@ -9,9 +9,15 @@ cdef struct Table:
     Call *call
     Loops loops
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
+    Py_ssize_t tile_rows        # rows of a tile: few where tiles must be gathered, since threads have small stacks
     double *center              # per channel: the pivot of the statistics, or the mean of the backward sums
     Coefficients *coefficients  # per channel
     Sums *parts                 # per block and channel
+
+
+cdef inline bint rows_in_place(const View *v, Py_ssize_t itemsize) noexcept nogil:
+    """Whether the channels of a row stand one behind the other in memory."""
+    return v == NULL or (v.channel == itemsize and v.aligned)
 
 
 cdef void row_addresses(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,
@@ -23,7 +29,7 @@ cdef void row_addresses(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize
         return
     for i in range(rows):
         there = address(v, column, row + i)
-        if v.channel == itemsize and v.aligned:
+        if rows_in_place(v, itemsize):
             where[i] = there
         else:
             where[i] = <char *>tile + i*width*itemsize
@@ -35,7 +41,7 @@ cdef void put_rows(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t co
                    Py_ssize_t itemsize, char **where) noexcept nogil:
     """Put rows that were computed in a tile into the array."""
     cdef Py_ssize_t i
-    if v.channel == itemsize and v.aligned:
+    if rows_in_place(v, itemsize):
         return
     for i in range(rows):
         move_run(address(v, column, row + i), v.channel, width, itemsize, where[i], True)
@@ -46,8 +52,8 @@ cdef void sum_tile(const Table *table, Py_ssize_t row, Py_ssize_t rows, Py_ssize
     """Add at most TILE_ROWS rows to the sums of their columns."""
     cdef char *x[TILE_ROWS]
     cdef char *dy[TILE_ROWS]
-    cdef double x_tile[TILE_ROWS*TILE_WIDTH]
-    cdef double dy_tile[TILE_ROWS*TILE_WIDTH]
+    cdef double x_tile[GATHERED_ROWS*TILE_WIDTH]
+    cdef double dy_tile[GATHERED_ROWS*TILE_WIDTH]
     cdef const Call *call = table.call
     row_addresses(call.x, row, rows, column, width, table.loops.itemsize, x, x_tile, True)
     row_addresses(call.dy, row, rows, column, width, table.loops.itemsize, dy, dy_tile, True)
@@ -61,7 +67,7 @@ cdef void sum_chunk_of_rows(const Table *table, Py_ssize_t row, Py_ssize_t end, 
     memset(a, 0, width*sizeof(double))
     memset(b, 0, width*sizeof(double))
     while row < end:
-        rows = min(TILE_ROWS, end - row)
+        rows = min(table.tile_rows, end - row)
         sum_tile(table, row, rows, column, width, center, a, b)
         row += rows
 
@@ -143,19 +149,19 @@ cdef void measure_rows(Table *table) noexcept nogil:
 
 
 cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Items are (TILE_ROWS rows, tile of columns): y or dx of each."""
+    """Items are (tile_rows rows, tile of columns): y or dx of each."""
     cdef const Table *table = <const Table *>task
     cdef const Call *call = table.call
     cdef char *x[TILE_ROWS]
     cdef char *dy[TILE_ROWS]
     cdef char *out[TILE_ROWS]
-    cdef double x_tile[TILE_ROWS*TILE_WIDTH]
-    cdef double dy_tile[TILE_ROWS*TILE_WIDTH]
-    cdef double out_tile[TILE_ROWS*TILE_WIDTH]
+    cdef double x_tile[GATHERED_ROWS*TILE_WIDTH]
+    cdef double dy_tile[GATHERED_ROWS*TILE_WIDTH]
+    cdef double out_tile[GATHERED_ROWS*TILE_WIDTH]
     cdef Py_ssize_t itemsize = table.loops.itemsize, item, row, rows, column, width
     for item in range(begin, end):
-        row = item//table.tiles*TILE_ROWS
-        rows = min(TILE_ROWS, call.values - row)
+        row = item//table.tiles*table.tile_rows
+        rows = min(table.tile_rows, call.values - row)
         column = item % table.tiles*TILE_WIDTH
         width = columns_from(table, item % table.tiles)
         row_addresses(call.x, row, rows, column, width, itemsize, x, x_tile, True)
@@ -174,6 +180,10 @@ cdef void run_rows(Call *call) noexcept nogil:
     table.loops = choose_loops(call)
     table.blocks = block_count(call.channels, call.values, ROWS)
     table.tiles = (call.channels + TILE_WIDTH - 1)//TILE_WIDTH
+    table.tile_rows = GATHERED_ROWS
+    if (rows_in_place(call.x, table.loops.itemsize) and rows_in_place(call.dy, table.loops.itemsize)
+            and rows_in_place(call.out, table.loops.itemsize)):
+        table.tile_rows = TILE_ROWS
     table.coefficients = <Coefficients *>call.scratch
     table.parts = <Sums *>(table.coefficients + call.channels)
     table.center = <double *>(table.parts + table.blocks*call.channels)
@@ -182,5 +192,5 @@ cdef void run_rows(Call *call) noexcept nogil:
     if call.out != NULL:
         for c in range(call.channels):
             table.coefficients[c] = coefficients(call, c)
-        share(apply_items, &table, (call.values + TILE_ROWS - 1)//TILE_ROWS*table.tiles, call.threads)
+        share(apply_items, &table, (call.values + table.tile_rows - 1)//table.tile_rows*table.tiles, call.threads)
     fp_restore(before)

@@ -17,6 +17,7 @@ cdef enum:
     ROW_CHUNK = 128     # the same for rows: 32 additions of four, or 64 of two, then a sum is put away
     TILE_ROWS = 32      # rows and channels of a tile
     TILE_WIDTH = 128
+    GATHERED_ROWS = 8   # rows of a tile that is gathered; a multiple of 4, so that the sums group the same rows
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
 
 
