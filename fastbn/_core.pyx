@@ -38,6 +38,9 @@ cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table,
 # Below this many values a call stays on one thread: a team costs some 5 to 20 us to wake.
 cdef Py_ssize_t PARALLEL_FROM = 65536
 
+# From this many bytes on, a result is written past the cache: it would only push other things out.
+cdef Py_ssize_t STREAM_FROM = 4 << 20
+
 cdef int CHOSEN = 0         # set_num_threads; 0: not set
 cdef int MOST = 1           # what the machine grants this process
 
@@ -272,6 +275,7 @@ cdef Call describe(cnp.ndarray x, double eps) noexcept:
     call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     call.channels = cnp.PyArray_DIM(x, 1)
     call.values = values_per_channel(x)
+    call.plane = call.values//max(1, cnp.PyArray_DIM(x, 0))
     call.eps = eps
     return call
 
@@ -293,6 +297,7 @@ cdef int run(Call *call, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cn
         view(out, &out_view)
         call.out = &out_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
+    call.stream = out is not None and cnp.PyArray_NBYTES(out) >= STREAM_FROM
     scratch = scratch_bytes(call.channels, call.values, order)
     if scratch:
         call.scratch = <char *>PyMem_Malloc(scratch)

@@ -3,7 +3,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 from libc.math cimport fabs, isfinite
-from libc.stdint cimport INTPTR_MAX
+from libc.stdint cimport INTPTR_MAX, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastbn._kernels.table cimport *
@@ -12,6 +12,9 @@ cdef extern from "platform.h":
     ctypedef unsigned int fp_mode
     fp_mode fp_default() noexcept nogil
     void fp_restore(fp_mode) noexcept nogil
+    void stream_line(void *to, const void *line) noexcept nogil
+    void stream_fence() noexcept nogil
+    void prefetch_line(const void *address) noexcept nogil
 
 include "team.pxi"
 include "views.pxi"

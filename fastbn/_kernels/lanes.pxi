@@ -22,90 +22,175 @@ cdef inline double fold(double *lane) noexcept nogil:
     return (lane[0] + lane[2]) + (lane[1] + lane[3])
 
 
-cdef void deviations_span(const real *dy, const real *x, Py_ssize_t length, double pivot, Sums *total) noexcept nogil:
-    """a += sum(x - pivot), b += sum((x - pivot)**2), at most CHUNK values. There is no dy."""
-    cdef double s[LANES]
-    cdef double t[LANES]
-    cdef double rest[LANES]
+cdef inline void deviations_line(const real *x, double pivot, double *s, double *t) noexcept nogil:
+    cdef Py_ssize_t k
     cdef double d
-    cdef Py_ssize_t i = 0, k, full = length - length % LANES
+    for k in range(LANES):
+        d = <double>x[k] - pivot
+        s[k] += d
+        t[k] += d*d
+
+
+cdef inline void deviations_rest(const real *x, Py_ssize_t length, double pivot, double *s, double *t) noexcept nogil:
+    """The last, partial line: filled up with zeros, so that the lanes stay in registers."""
+    cdef double d[LANES]
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        d[k] = 0
+    for k in range(length):
+        d[k] = <double>x[k] - pivot
+    for k in range(LANES):
+        s[k] += d[k]
+        t[k] += d[k]*d[k]
+
+
+cdef inline void products_line(const real *dy, const real *x, double mean, double *s, double *t) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef double g
+    for k in range(LANES):
+        g = dy[k]
+        s[k] += g
+        t[k] += g*(<double>x[k] - mean)
+
+
+cdef inline void products_rest(const real *dy, const real *x, Py_ssize_t length, double mean,
+                               double *s, double *t) noexcept nogil:
+    cdef double g[LANES]
+    cdef double d[LANES]
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        g[k] = 0
+        d[k] = 0
+    for k in range(length):
+        g[k] = dy[k]
+        d[k] = <double>x[k] - mean
+    for k in range(LANES):
+        s[k] += g[k]
+        t[k] += g[k]*d[k]
+
+
+cdef inline void prefetch_lanes(const real *ahead) noexcept nogil:
+    """Ask for the LANES values that will be read soon."""
+    prefetch_line(ahead)
+    if real is double:
+        prefetch_line(ahead + LANES//2)
+
+
+cdef inline void clear(double *s, double *t) noexcept nogil:
+    cdef Py_ssize_t k
     for k in range(LANES):
         s[k] = 0
         t[k] = 0
-    while i < full:
-        for k in range(LANES):
-            d = <double>x[i + k] - pivot
-            s[k] += d
-            t[k] += d*d
-        i += LANES
-    if full < length:
-        # The last, partial group: filled up with zeros, so that the lanes stay in registers.
-        for k in range(LANES):
-            rest[k] = 0
-        for k in range(length - full):
-            rest[k] = <double>x[full + k] - pivot
-        for k in range(LANES):
-            s[k] += rest[k]
-            t[k] += rest[k]*rest[k]
-    add_pair(total, fold(s), fold(t))
 
 
-cdef void products_span(const real *dy, const real *x, Py_ssize_t length, double mean, Sums *total) noexcept nogil:
-    """a += sum(dy), b += sum(dy*(x - mean)) over at most CHUNK values."""
+cdef inline void normalize_line(const real *x, real *y, real center, real mul, real add) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        y[k] = (x[k] - center)*mul + add
+
+
+cdef inline void gradient_line(const real *dy, const real *x, real *dx, real center, real mul, real add,
+                               real by_x) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        dx[k] = (dy[k]*mul + add) + (x[k] - center)*by_x
+
+
+cdef inline void stream_lanes(real *to, const real *line) noexcept nogil:
+    """LANES values past the cache; `to` is aligned to 64 bytes."""
+    stream_line(to, line)
+    if real is double:
+        stream_line(to + LANES//2, line + LANES//2)
+
+
+cdef inline Py_ssize_t unaligned(const real *out, Py_ssize_t length) noexcept nogil:
+    """Values before the first whole cache line of `out`."""
+    return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(real)))
+
+
+# ---- sums over a span of at most CHUNK values
+
+cdef void deviations_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
+                          double pivot, Sums *total) noexcept nogil:
+    """a += sum(x - pivot), b += sum((x - pivot)**2). There is no dy."""
     cdef double s[LANES]
     cdef double t[LANES]
-    cdef double rest[2*LANES]
-    cdef double g
-    cdef Py_ssize_t i = 0, k, full = length - length % LANES
-    for k in range(LANES):
-        s[k] = 0
-        t[k] = 0
-    while i < full:
-        for k in range(LANES):
-            g = dy[i + k]
-            s[k] += g
-            t[k] += g*(<double>x[i + k] - mean)
+    cdef Py_ssize_t i = 0
+    clear(s, t)
+    while i + LANES <= length:
+        prefetch_lanes(x_ahead + i)
+        deviations_line(x + i, pivot, s, t)
         i += LANES
-    if full < length:
-        for k in range(2*LANES):
-            rest[k] = 0
-        for k in range(length - full):
-            rest[k] = dy[full + k]
-            rest[LANES + k] = <double>x[full + k] - mean
-        for k in range(LANES):
-            s[k] += rest[k]
-            t[k] += rest[k]*rest[LANES + k]
+    if i < length:
+        deviations_rest(x + i, length - i, pivot, s, t)
     add_pair(total, fold(s), fold(t))
 
 
-cdef void normalize_span(const real *dy, const real *x, real *y, Py_ssize_t length,
-                         const Coefficients *f) noexcept nogil:
+cdef void products_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
+                        double mean, Sums *total) noexcept nogil:
+    """a += sum(dy), b += sum(dy*(x - mean))."""
+    cdef double s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0
+    clear(s, t)
+    while i + LANES <= length:
+        prefetch_lanes(dy_ahead + i)
+        prefetch_lanes(x_ahead + i)
+        products_line(dy + i, x + i, mean, s, t)
+        i += LANES
+    if i < length:
+        products_rest(dy + i, x + i, length - i, mean, s, t)
+    add_pair(total, fold(s), fold(t))
+
+
+# ---- results over a span; with `stream`, whole lines of them go past the cache
+
+cdef void normalize_span(const real *dy, const real *x, real *y, Py_ssize_t length, const Coefficients *f,
+                         bint stream) noexcept nogil:
     """y = (x - center)*mul + add. There is no dy."""
+    cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, start = 0
     if f.wide:
         for i in range(length):
             y[i] = <real>((<double>x[i] - f.center)*f.mul + f.add)
-    else:
-        for i in range(length):
+        return
+    if stream:
+        start = unaligned(y, length)
+        for i in range(start):
             y[i] = (x[i] - center)*mul + add
+        while start + LANES <= length:
+            normalize_line(x + start, line, center, mul, add)
+            stream_lanes(y + start, line)
+            start += LANES
+    for i in range(start, length):
+        y[i] = (x[i] - center)*mul + add
 
 
-cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
-                        const Coefficients *f) noexcept nogil:
+cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f,
+                        bint stream) noexcept nogil:
     """dx = (dy*mul + add) + (x - center)*by_x: this order keeps every term within four roundings."""
+    cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, start = 0
     if f.wide:
         for i in range(length):
             dx[i] = <real>((<double>dy[i]*f.mul + f.add) + (<double>x[i] - f.center)*f.by_x)
-    else:
-        for i in range(length):
+        return
+    if stream:
+        start = unaligned(dx, length)
+        for i in range(start):
             dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
+        while start + LANES <= length:
+            gradient_line(dy + start, x + start, line, center, mul, add, by_x)
+            stream_lanes(dx + start, line)
+            start += LANES
+    for i in range(start, length):
+        dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
 
 
-cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
-                     const Coefficients *f) noexcept nogil:
+cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f,
+                     bint stream) noexcept nogil:
     """dx = dy*mul: the gradient where the statistics are constants. x is not read."""
     cdef real mul = <real>f.mul
     cdef Py_ssize_t i
@@ -116,6 +201,79 @@ cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
         for i in range(length):
             dx[i] = dy[i]*mul
 
+
+# ---- both at once: the result of one channel and the sums of the next, line by line in turn
+#
+# One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
+
+cdef void normalize_and_deviations(const real *dy, const real *x, real *y, const Coefficients *f, bint stream,
+                                   const real *next_dy, const real *next_x, const real *dy_ahead,
+                                   const real *x_ahead, Py_ssize_t length, double pivot, Sums *total) noexcept nogil:
+    """normalize_span of one channel and deviations_span of another, `length` values of each."""
+    cdef double s[LANES]
+    cdef double t[LANES]
+    cdef real line[LANES]
+    cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add
+    cdef Py_ssize_t i = 0, start = unaligned(y, length)
+    if f.wide or not stream:
+        start = length
+    normalize_span(dy, x, y, start, f, False)
+    clear(s, t)
+    while start + LANES <= length:
+        prefetch_lanes(x_ahead + i)
+        deviations_line(next_x + i, pivot, s, t)
+        normalize_line(x + start, line, center, mul, add)
+        stream_lanes(y + start, line)
+        i += LANES
+        start += LANES
+    normalize_span(dy, x + start, y + start, length - start, f, False)
+    while i + LANES <= length:
+        deviations_line(next_x + i, pivot, s, t)
+        i += LANES
+    if i < length:
+        deviations_rest(next_x + i, length - i, pivot, s, t)
+    add_pair(total, fold(s), fold(t))
+
+
+cdef void gradient_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
+                                const real *next_dy, const real *next_x, const real *dy_ahead,
+                                const real *x_ahead, Py_ssize_t length, double mean, Sums *total) noexcept nogil:
+    """gradient_span of one channel and products_span of another, `length` values of each."""
+    cdef double s[LANES]
+    cdef double t[LANES]
+    cdef real line[LANES]
+    cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
+    cdef Py_ssize_t i = 0, start = unaligned(dx, length)
+    if f.wide or not stream:
+        start = length
+    gradient_span(dy, x, dx, start, f, False)
+    clear(s, t)
+    while start + LANES <= length:
+        prefetch_lanes(dy_ahead + i)
+        prefetch_lanes(x_ahead + i)
+        products_line(next_dy + i, next_x + i, mean, s, t)
+        gradient_line(dy + start, x + start, line, center, mul, add, by_x)
+        stream_lanes(dx + start, line)
+        i += LANES
+        start += LANES
+    gradient_span(dy + start, x + start, dx + start, length - start, f, False)
+    while i + LANES <= length:
+        products_line(next_dy + i, next_x + i, mean, s, t)
+        i += LANES
+    if i < length:
+        products_rest(next_dy + i, next_x + i, length - i, mean, s, t)
+    add_pair(total, fold(s), fold(t))
+
+
+cdef void scale_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
+                             const real *next_dy, const real *next_x, const real *dy_ahead,
+                             const real *x_ahead, Py_ssize_t length, double mean, Sums *total) noexcept nogil:
+    """scale_span of one channel and products_span of another."""
+    scale_span(dy, x, dx, length, f, stream)
+    products_span(next_dy, next_x, dy_ahead, x_ahead, length, mean, total)
+
+
+# ---- rows
 
 cdef void deviations_rows(const real **dy, const real **x, Py_ssize_t rows, Py_ssize_t width,
                           const double *restrict pivot, double *restrict s, double *restrict t) noexcept nogil:
@@ -251,11 +409,15 @@ cdef void scale_rows(const real **dy, const real **x, real **dx, Py_ssize_t rows
         start = stop
 
 
-ctypedef void (*sum_span)(const void *dy, const void *x, Py_ssize_t length, double center, Sums *) noexcept nogil
+ctypedef void (*sum_span)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, Py_ssize_t length,
+                          double center, Sums *) noexcept nogil
 ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, const double *center,
                           double *a, double *b) noexcept nogil
 ctypedef void (*apply_span)(const void *dy, const void *x, void *out, Py_ssize_t length,
-                            const Coefficients *) noexcept nogil
+                            const Coefficients *, bint stream) noexcept nogil
+ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, const Coefficients *, bint stream,
+                            const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
+                            Py_ssize_t length, double center, Sums *) noexcept nogil
 ctypedef void (*apply_rows)(const void **dy, const void **x, void **out, Py_ssize_t rows, Py_ssize_t width,
                             const Coefficients *) noexcept nogil
 
@@ -266,6 +428,7 @@ cdef struct Loops:
     sum_span sum_span
     sum_rows sum_rows
     apply_span apply_span
+    sweep_span sweep_span       # apply_span of one channel and sum_span of the next
     apply_rows apply_rows
 
 
@@ -276,14 +439,17 @@ cdef inline Loops loops_of(const Call *call, real typed) noexcept nogil:
     loops.sum_span = <sum_span>deviations_span[real]
     loops.sum_rows = <sum_rows>deviations_rows[real]
     loops.apply_span = <apply_span>normalize_span[real]
+    loops.sweep_span = <sweep_span>normalize_and_deviations[real]
     loops.apply_rows = <apply_rows>normalize_rows[real]
     if call.backward:
         loops.sum_span = <sum_span>products_span[real]
         loops.sum_rows = <sum_rows>products_rows[real]
         loops.apply_span = <apply_span>gradient_span[real]
+        loops.sweep_span = <sweep_span>gradient_and_products[real]
         loops.apply_rows = <apply_rows>gradient_rows[real]
         if call.constant:
             loops.apply_span = <apply_span>scale_span[real]
+            loops.sweep_span = <sweep_span>scale_and_products[real]
             loops.apply_rows = <apply_rows>scale_rows[real]
     return loops
 

@@ -1,56 +1,98 @@
-# Driver for planes, (n, c, s): a channel at a time.
+# Driver for planes, (n, c, s): channel after channel.
 #
-# The sums of a channel are taken over its values as one sequence of n*s: chunks of CHUNK values, summed in lanes
-# (lanes.pxi); chunks added up within a block; blocks merged in order. A channel is normalised right after its
-# statistics are known, while it is still in the cache, so that memory sees x once. Only where channels are fewer than
-# half the threads do threads share a channel, and then the order of the additions is still the same.
+# The values of a channel, in sample after sample, are cut into pieces of at most CHUNK: rows of s values into equal pieces,
+# and where rows are short, all of them as one sequence. A piece is summed in lanes (lanes.pxi), pieces are added up
+# within a block, and blocks are merged in order. While the sums of a channel are taken, the channel before it, which is
+# still in the cache, gets its result: memory sees x once, and is read and written at the same time. Only where channels
+# are fewer than half the threads do threads share a channel; the order of the additions is the same then.
 
 cdef enum:
     PIVOT = 16      # values whose mean is the pivot: near enough for nearly all data, and checked (see statistics)
-    SHORTEST = 16   # runs shorter than this are gathered into tiles
+    SHORT = 256     # rows of fewer values are summed as one sequence, and not written past the cache
+    SHORTEST = 16   # runs of fewer values are gathered before anything is done with them
 
 
 cdef struct Channel:
     const Call *call
     Loops loops
-    Py_ssize_t c, blocks
+    Py_ssize_t c
+    Py_ssize_t per_row          # pieces of a row; 0: rows are short
+    Py_ssize_t pieces, blocks
     double center               # the pivot of the statistics, or the mean of the backward sums
     Coefficients coefficients
+    const Channel *before       # gets its result while the sums of this one are taken; or NULL
     Sums parts[MAX_BLOCKS]
 
 
-cdef inline void sum_chunk(const Channel *channel, Py_ssize_t position, Py_ssize_t length, double center,
-                           Sums *sums) noexcept nogil:
+cdef void start_channel(Channel *channel, const Call *call, Py_ssize_t c, const Channel *before) noexcept nogil:
+    channel.call = call
+    channel.loops = choose_loops(call)
+    channel.c = c
+    channel.before = before
+    channel.blocks = block_count(call.channels, call.values, PLANES)
+    if call.plane < SHORT:
+        channel.per_row = 0
+        channel.pieces = (call.values + CHUNK - 1)//CHUNK
+    else:
+        channel.per_row = (call.plane + CHUNK - 1)//CHUNK
+        channel.pieces = call.values//call.plane*channel.per_row
+
+
+cdef inline Py_ssize_t piece_edge(const Channel *channel, Py_ssize_t piece) noexcept nogil:
+    """Position where a piece begins: in rows at a multiple of LANES from the row's beginning."""
+    cdef Py_ssize_t plane = channel.call.plane, lines = (plane + LANES - 1)//LANES
+    if channel.per_row == 0:
+        return min(channel.call.values, piece*CHUNK)
+    return piece//channel.per_row*plane + piece % channel.per_row*lines//channel.per_row*LANES
+
+
+cdef void sum_piece(const Channel *channel, Py_ssize_t piece, Sums *sums) noexcept nogil:
+    """Add a piece to the sums; the same piece of the channel before gets its result."""
     cdef double x_tile[CHUNK]
     cdef double dy_tile[CHUNK]
     cdef const Call *call = channel.call
-    cdef Py_ssize_t itemsize = channel.loops.itemsize
-    cdef const char *x = read_tile(call.x, channel.c, position, length, itemsize, x_tile)
-    cdef const char *dy = read_tile(call.dy, channel.c, position, length, itemsize, dy_tile)
-    channel.loops.sum_span(dy, x, length, center, sums)
+    cdef const Channel *before = channel.before
+    cdef const Loops *loops = &channel.loops
+    cdef Py_ssize_t c = channel.c, itemsize = loops.itemsize
+    cdef Py_ssize_t position = piece_edge(channel, piece), end = piece_edge(channel, piece + 1), length = end - position
+    cdef Py_ssize_t soon = end if end < call.values else position
+    cdef const char *x = read_tile(call.x, c, position, length, itemsize, x_tile)
+    cdef const char *dy = read_tile(call.dy, c, position, length, itemsize, dy_tile)
+    cdef const char *x_ahead = ahead(call.x, c, soon)
+    cdef const char *dy_ahead = ahead(call.dy, c, soon)
+    if before != NULL and all_in_place(call, position, itemsize) >= length:
+        loops.sweep_span(ahead(call.dy, before.c, position), address(call.x, before.c, position),
+                         address(call.out, before.c, position), &before.coefficients, call.stream,
+                         dy, x, dy_ahead, x_ahead, length, channel.center, sums)
+        return
+    if before != NULL:
+        apply_to_span(<void *>before, position, end)
+    loops.sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, sums)
 
 
 cdef void sum_blocks(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """The sums of blocks begin..end of a channel. A block is a whole number of chunks."""
+    """The sums of blocks begin..end of a channel. A block is a whole number of pieces."""
     cdef Channel *channel = <Channel *>task
-    cdef Py_ssize_t values = channel.call.values, chunks = (values + CHUNK - 1)//CHUNK
-    cdef Py_ssize_t block, chunk
+    cdef Py_ssize_t block, piece
     for block in range(begin, end):
         memset(&channel.parts[block], 0, sizeof(Sums))
-        for chunk in range(chunks*block//channel.blocks, chunks*(block + 1)//channel.blocks):
-            sum_chunk(channel, chunk*CHUNK, min(CHUNK, values - chunk*CHUNK), channel.center, &channel.parts[block])
+        for piece in range(channel.pieces*block//channel.blocks, channel.pieces*(block + 1)//channel.blocks):
+            sum_piece(channel, piece, &channel.parts[block])
 
 
 cdef double first_pivot(const Channel *channel) noexcept nogil:
     """Mean of the first few values, as value + mean(x - value): exact where they are all equal."""
-    cdef Py_ssize_t length = min(PIVOT, channel.call.values)
+    cdef double tile[PIVOT]
+    cdef const Call *call = channel.call
+    cdef Py_ssize_t length = min(PIVOT, call.values)
+    cdef const char *x = read_tile(call.x, channel.c, 0, length, channel.loops.itemsize, tile)
     cdef double value, pivot
     cdef Sums sums
     memset(&sums, 0, sizeof(Sums))
-    sum_chunk(channel, 0, 1, 0.0, &sums)
+    channel.loops.sum_span(NULL, x, NULL, x, 1, 0.0, &sums)
     value = sums.a
     memset(&sums, 0, sizeof(Sums))
-    sum_chunk(channel, 0, length, value, &sums)
+    channel.loops.sum_span(NULL, x, NULL, x, length, value, &sums)
     pivot = value + sums.a/length
     return pivot if isfinite(pivot) else 0.0
 
@@ -63,6 +105,7 @@ cdef void measure_channel(Channel *channel, int threads) noexcept nogil:
     channel.center = call.mean[c] if call.backward else first_pivot(channel)
     for attempt in range(2):
         share(sum_blocks, channel, channel.blocks, threads)
+        channel.before = NULL
         memset(&total, 0, sizeof(Sums))
         for block in range(channel.blocks):
             merge_sums(&total, &channel.parts[block])
@@ -83,45 +126,64 @@ cdef void apply_to_span(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept n
     cdef const char *dy
     cdef char *out
     while begin < end:
-        length = min(in_place(call.x, begin, itemsize), in_place(call.dy, begin, itemsize))
-        length = min(length, in_place(call.out, begin, itemsize))
+        length = all_in_place(call, begin, itemsize)
         length = min(length if length >= SHORTEST else CHUNK, end - begin)
         x = read_tile(call.x, c, begin, length, itemsize, x_tile)
         dy = read_tile(call.dy, c, begin, length, itemsize, dy_tile)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        channel.loops.apply_span(dy, x, out, length, &channel.coefficients)
+        channel.loops.apply_span(dy, x, out, length, &channel.coefficients, call.stream and call.plane >= SHORT)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)
         begin += length
 
 
-cdef void run_channel(const Call *call, const Loops *loops, Py_ssize_t c, int threads) noexcept nogil:
-    cdef Channel channel
-    channel.call = call
-    channel.loops = loops[0]
-    channel.c = c
-    channel.blocks = block_count(call.channels, call.values, PLANES)
-    if call.measure:
-        measure_channel(&channel, threads)
-    if call.out != NULL:
-        channel.coefficients = coefficients(call, c)
-        share(apply_to_span, &channel, call.values, threads)
+cdef void measure_and_apply(const Call *call, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Channels begin..end in a pipeline: the sums of each together with the result of the one before."""
+    cdef Channel channels[2]
+    cdef Channel *channel = NULL
+    cdef const Channel *before = NULL
+    cdef Py_ssize_t c
+    for c in range(begin, end):
+        channel = &channels[c % 2]
+        start_channel(channel, call, c, before)
+        measure_channel(channel, 1)
+        if call.out != NULL:
+            channel.coefficients = coefficients(call, c)
+            before = channel
+    if before != NULL:
+        apply_to_span(<void *>before, 0, call.values)
 
 
 cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Channels begin..end, by one thread."""
     cdef const Call *call = <const Call *>task
-    cdef Loops loops = choose_loops(call)
+    cdef Channel channel
     cdef Py_ssize_t c
+    if call.measure:
+        measure_and_apply(call, begin, end)
+        return
     for c in range(begin, end):
-        run_channel(call, &loops, c, 1)
+        start_channel(&channel, call, c, NULL)
+        channel.coefficients = coefficients(call, c)
+        apply_to_span(&channel, 0, call.values)
+
+
+cdef void run_channel_by_team(const Call *call, Py_ssize_t c) noexcept nogil:
+    """One channel, by all threads."""
+    cdef Channel channel
+    start_channel(&channel, call, c, NULL)
+    if call.measure:
+        measure_channel(&channel, call.threads)
+    if call.out != NULL:
+        channel.coefficients = coefficients(call, c)
+        share(apply_to_span, &channel, call.values, call.threads)
 
 
 cdef void run_planes(Call *call) noexcept nogil:
-    cdef Loops loops = choose_loops(call)
     cdef fp_mode before = fp_default()
     cdef Py_ssize_t c
     if split_channels(call.channels, call.threads):
         for c in range(call.channels):
-            run_channel(call, &loops, c, call.threads)
+            run_channel_by_team(call, c)
     else:
         share(run_channels, call, call.channels, call.threads)
     fp_restore(before)

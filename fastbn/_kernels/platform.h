@@ -28,6 +28,38 @@ static inline fp_mode fp_default(void) { return 0; }
 static inline void fp_restore(fp_mode before) { (void)before; }
 #endif
 
+/* Streaming stores go past the cache, a whole line at a time: `line` is 64 bytes, `to` is aligned to them. Compilers
+   keep the line in registers. Other threads may read what was streamed after stream_fence(). */
+#if defined(__SSE2__) || defined(_M_X64)
+static inline void stream_line(void *to, const void *line) {
+    char *t = (char *)to;
+    const char *l = (const char *)line;
+#ifdef __AVX__
+    _mm256_stream_ps((float *)t, _mm256_loadu_ps((const float *)l));
+    _mm256_stream_ps((float *)(t + 32), _mm256_loadu_ps((const float *)(l + 32)));
+#else
+    _mm_stream_ps((float *)t, _mm_loadu_ps((const float *)l));
+    _mm_stream_ps((float *)(t + 16), _mm_loadu_ps((const float *)(l + 16)));
+    _mm_stream_ps((float *)(t + 32), _mm_loadu_ps((const float *)(l + 32)));
+    _mm_stream_ps((float *)(t + 48), _mm_loadu_ps((const float *)(l + 48)));
+#endif
+}
+static inline void stream_fence(void) { _mm_sfence(); }
+#else
+#include <string.h>
+static inline void stream_line(void *to, const void *line) { memcpy(to, line, 64); }
+static inline void stream_fence(void) {}
+#endif
+
+/* Ask for a line that will be read soon. Any address will do. */
+#if defined(__GNUC__)
+#define prefetch_line(address) __builtin_prefetch(address)
+#elif defined(_M_X64)
+#define prefetch_line(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+#else
+#define prefetch_line(address) ((void)(address))
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif

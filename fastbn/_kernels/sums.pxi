@@ -61,7 +61,7 @@ cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexce
 cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
     """The numbers with which the loops compute y or dx of a channel (see Call for the formulas)."""
     cdef Coefficients f
-    cdef double mean = call.mean[c], invstd = inverse_std(call.var[c], call.eps)
+    cdef double mean = call.mean[c], invstd = inverse_std(call.var[c], call.eps), center, add
     f.mul = invstd*at(call.gamma, c, 1.0)
     f.add = 0
     f.by_x = 0
@@ -73,12 +73,14 @@ cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept n
     f.center = mean
     f.wide = False
     if call.dtype != FLOAT64:
-        f.wide = not (fits(f.mul) and fits(f.by_x) and small(mean) and small(f.add))
-        if not f.wide and not call.constant:
-            # float32 takes the mean as two numbers, center + low: x - center is exact where it is small, and low
-            # goes into the constant. The folded form x*mul + add would lose digits when abs(mean) >> std.
-            f.center = <float>mean
-            f.add -= (mean - f.center)*(f.by_x if call.backward else f.mul)
+        # float32 takes the mean as two numbers, center + low: x - center is exact where it is small, and low goes into
+        # the constant. The folded form x*mul + add would lose digits when abs(mean) >> std.
+        center = <float>mean
+        add = f.add - (mean - center)*(f.by_x if call.backward else f.mul)
+        f.wide = not (fits(f.mul) and fits(f.by_x) and small(mean) and small(add))
+        if not f.wide:
+            f.center = center
+            f.add = add
     return f
 
 

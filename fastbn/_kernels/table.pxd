@@ -51,8 +51,11 @@ cdef struct Call:
     #            or gamma*invstd*dy, where the statistics are `constant`
     # measure: sums are taken first, in forward for mean and var, in backward for sum_dy and sum_dy_xmu.
     bint backward, constant, measure
+    bint stream             # write past the cache: the result is too large to stay in it
     int dtype
-    Py_ssize_t channels, values
+    Py_ssize_t channels
+    Py_ssize_t values       # per channel, n*s
+    Py_ssize_t plane        # of these the neighbours within one sample, s
     const View *x           # NULL: not read
     const View *dy          # NULL in forward
     const View *out         # NULL: only measured

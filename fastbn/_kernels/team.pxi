@@ -9,6 +9,7 @@ cdef void work_on(work_t work, void *job, Py_ssize_t begin, Py_ssize_t end) noex
     """One thread's part, in the default floating-point mode."""
     cdef fp_mode before = fp_default()
     work(job, begin, end)
+    stream_fence()
     fp_restore(before)
 
 

@@ -84,3 +84,14 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
                             const char *written, void *tile) noexcept nogil:
     if written == <const char *>tile:
         move(v, c, position, length, itemsize, <char *>tile, True)
+
+
+cdef inline Py_ssize_t all_in_place(const Call *call, Py_ssize_t position, Py_ssize_t itemsize) noexcept nogil:
+    """How many values from this position on are in place in all arrays of a call."""
+    return min(in_place(call.x, position, itemsize), in_place(call.dy, position, itemsize),
+               in_place(call.out, position, itemsize))
+
+
+cdef inline const char *ahead(const View *v, Py_ssize_t c, Py_ssize_t position) noexcept nogil:
+    """An address to prefetch: it need not be that of a value."""
+    return NULL if v == NULL else address(v, c, position)
