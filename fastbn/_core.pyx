@@ -142,6 +142,10 @@ cdef double accept_eps(object eps) except -1:
     return _explain.as_eps(eps)
 
 
+cdef bint accept_flag(object given, str name) except -1:
+    return given if type(given) is bool else _explain.as_flag(name, given)
+
+
 cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
     """A vector without negative numbers."""
     cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
@@ -214,10 +218,10 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vecto
     for name, given in arrays:
         other = given
         if not (same_memory(result, other) or apart(result, other)):
-            _explain.check_overlap(result, name, other)
+            _explain.check_overlap(result, name, other, True)
     for name, given in vectors:
         if given is not None and not apart(result, given):
-            _explain.check_overlap(result, name, given)
+            _explain.check_overlap(result, name, given, False)
     return result
 
 
@@ -373,6 +377,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
         _explain.not_yet(activation=activation, y=y)
     if residual is not False:
         _explain.check_residual(residual)
+    training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
+    need_params = accept_flag(need_params, "need_params")
     cdef cnp.ndarray a = accept_x(x, axis), d = accept_like(dy, "dy", a), dx = None
     cdef Call call = describe(a, accept_eps(eps))
     count, mean, var = _explain.as_stats(stats, training)

@@ -163,6 +163,13 @@ def check_residual(residual: Any) -> None:
         not_yet(residual=True)
 
 
+def as_flag(name: str, given: Any) -> bool:
+    """An option that is on or off."""
+    if not isinstance(given, (bool, np.bool_, int)):
+        raise TypeError(f"{name}: expected a bool, got {type(given).__name__}")
+    return bool(given)
+
+
 def useless_out() -> NoReturn:
     """Say that there is nothing to write to out."""
     raise ValueError("out: expected None with need_dx=False, since no dx is computed")
@@ -200,14 +207,15 @@ def _overlaps_itself(out: np.ndarray) -> bool:
     return bool(np.diff(np.sort(places)).min(initial=out.itemsize) < out.itemsize)
 
 
-def check_overlap(out: np.ndarray, name: str, other: np.ndarray) -> None:
+def check_overlap(out: np.ndarray, name: str, other: np.ndarray, itself: bool) -> None:
     """That out, whose extent crosses that of an input, shares no byte with it."""
     try:
         shared = np.shares_memory(out, other, max_work=1_000_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         shared = True
     if shared:
-        raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
+        allowed = f"{name} itself or " if itself else ""
+        raise ValueError(f"out: expected {allowed}memory apart from {name}, got an array that overlaps it")
 
 
 def same_memory(out: Any, x: np.ndarray) -> bool:

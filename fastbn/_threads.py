@@ -107,7 +107,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
         try:
             quota = (root / "cpu/cpu.cfs_quota_us").read_text()
             period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except OSError:
+        except (OSError, ValueError):
             return math.inf
     try:
         share = float(quota) / float(period)

@@ -203,9 +203,11 @@ def batch_norm_backward(
 
 def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "pooled") -> BatchStats:
     """Pooled: the statistics of all values together. Paper: means of the means and of the unbiased variances."""
-    if method == "pooled":
-        return batch_stats(np.concatenate([_wide(batch, axis) for batch in batches], axis=1), axis=0)
-    stats = [batch_stats(batch, axis=axis) for batch in batches]
+    stats = [b if isinstance(b, BatchStats) else batch_stats(b, axis=axis) for b in batches]
     n = sum(s.count for s in stats)
+    if method == "pooled":
+        mean = sum(s.count * s.mean for s in stats) / n
+        var = sum(s.count * (s.var + (s.mean - mean) ** 2) for s in stats) / n
+        return BatchStats(n, mean, var)
     unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
     return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)

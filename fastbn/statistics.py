@@ -52,6 +52,15 @@ class _Vectors:
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __reduce__(self) -> Any:
+        """Through the constructor, with any protocol: what comes back is checked and read-only."""
+        return type(self), tuple(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def _make(cls, values: Iterable[Any]) -> Any:
+        """What _replace calls: also through the constructor."""
+        return cls(*values)
+
     def __mul__(self, other: object) -> Any:
         return NotImplemented
 

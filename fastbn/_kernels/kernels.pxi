@@ -15,6 +15,7 @@ cdef extern from "platform.h":
     void stream_line(void *to, const void *line) noexcept nogil
     void stream_fence() noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
+    double add_exact_product(double a, double b, double c) noexcept nogil
 
 include "team.pxi"
 include "views.pxi"

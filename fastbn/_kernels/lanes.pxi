@@ -1,10 +1,16 @@
 # Loops over contiguous values. Nothing here knows of strides or threads, and nothing branches inside a loop.
 #
-# Sums run in LANES partial sums of float64, whatever the type of the values: a float32 deviation and its square are
-# then as good as exact, nothing overflows below 1e38 or vanishes above 1e-38, and widening costs less than the memory.
+# Sums run in LANES partial sums of float64, whatever the type of the values: nothing overflows below 1e38 or vanishes
+# above 1e-38, and widening costs less than the memory. Products of two float32 are exact there, so their moments are taken
+# about 0 in three operations a value; what cancels when the mean is far from 0 is made good by another sum about the
+# mean, for the few channels that need it (statistics() and far_from_zero() tell). float64 is summed about a pivot.
 # The order of the additions is the one written here; compilers may not change it, so every build gives the same bits.
 #
 # *_span: a run of values of one channel.  *_rows: some rows of `width` channels, each row contiguous.
+
+
+cdef enum:
+    TURN = 4    # lines of sums, then lines of results
 
 
 ctypedef fused real:
@@ -22,38 +28,66 @@ cdef inline double fold(double *lane) noexcept nogil:
     return (lane[0] + lane[2]) + (lane[1] + lane[3])
 
 
-cdef inline void deviations_line(const real *x, double pivot, double *s, double *t) noexcept nogil:
+cdef inline void deviations_line(const real *x, double center, double *s, double *t) noexcept nogil:
+    """s += x - center, t += (x - center)**2."""
     cdef Py_ssize_t k
     cdef double d
     for k in range(LANES):
-        d = <double>x[k] - pivot
+        d = <double>x[k] - center
         s[k] += d
         t[k] += d*d
 
 
-cdef inline void deviations_rest(const real *x, Py_ssize_t length, double pivot, double *s, double *t) noexcept nogil:
+cdef inline void products_line(const real *dy, const real *x, double center, double *s, double *t) noexcept nogil:
+    """s += dy, t += dy*(x - center)."""
+    cdef Py_ssize_t k
+    cdef double g
+    for k in range(LANES):
+        g = dy[k]
+        s[k] += g
+        t[k] += g*(<double>x[k] - center)
+
+
+cdef inline void near_deviations_line(const real *x, double center, double *s, double *t) noexcept nogil:
+    """deviations_line as the first attempt: float32 about 0."""
+    cdef Py_ssize_t k
+    cdef double d
+    if real is double:
+        deviations_line(x, center, s, t)
+    else:
+        for k in range(LANES):
+            d = x[k]
+            s[k] += d
+            t[k] = add_exact_product(d, d, t[k])
+
+
+cdef inline void near_products_line(const real *dy, const real *x, double center, double *s, double *t) noexcept nogil:
+    """products_line as the first attempt: float32 about 0."""
+    cdef Py_ssize_t k
+    cdef double g
+    if real is double:
+        products_line(dy, x, center, s, t)
+    else:
+        for k in range(LANES):
+            g = dy[k]
+            s[k] += g
+            t[k] = add_exact_product(g, <double>x[k], t[k])
+
+
+cdef inline void deviations_rest(const real *x, Py_ssize_t length, double center, double *s, double *t) noexcept nogil:
     """The last, partial line: filled up with zeros, so that the lanes stay in registers."""
     cdef double d[LANES]
     cdef Py_ssize_t k
     for k in range(LANES):
         d[k] = 0
     for k in range(length):
-        d[k] = <double>x[k] - pivot
+        d[k] = <double>x[k] - center
     for k in range(LANES):
         s[k] += d[k]
         t[k] += d[k]*d[k]
 
 
-cdef inline void products_line(const real *dy, const real *x, double mean, double *s, double *t) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef double g
-    for k in range(LANES):
-        g = dy[k]
-        s[k] += g
-        t[k] += g*(<double>x[k] - mean)
-
-
-cdef inline void products_rest(const real *dy, const real *x, Py_ssize_t length, double mean,
+cdef inline void products_rest(const real *dy, const real *x, Py_ssize_t length, double center,
                                double *s, double *t) noexcept nogil:
     cdef double g[LANES]
     cdef double d[LANES]
@@ -63,7 +97,7 @@ cdef inline void products_rest(const real *dy, const real *x, Py_ssize_t length,
         d[k] = 0
     for k in range(length):
         g[k] = dy[k]
-        d[k] = <double>x[k] - mean
+        d[k] = <double>x[k] - center
     for k in range(LANES):
         s[k] += g[k]
         t[k] += g[k]*d[k]
@@ -110,25 +144,55 @@ cdef inline Py_ssize_t unaligned(const real *out, Py_ssize_t length) noexcept no
 
 # ---- sums over a span of at most CHUNK values
 
+cdef void far_deviations_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead,
+                              Py_ssize_t length, double center, Sums *total) noexcept nogil:
+    """a += sum(x - center), b += sum((x - center)**2). There is no dy."""
+    cdef double s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0
+    clear(s, t)
+    while i + LANES <= length:
+        deviations_line(x + i, center, s, t)
+        i += LANES
+    if i < length:
+        deviations_rest(x + i, length - i, center, s, t)
+    add_pair(total, fold(s), fold(t))
+
+
+cdef void far_products_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead,
+                            Py_ssize_t length, double center, Sums *total) noexcept nogil:
+    """a += sum(dy), b += sum(dy*(x - center))."""
+    cdef double s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0
+    clear(s, t)
+    while i + LANES <= length:
+        products_line(dy + i, x + i, center, s, t)
+        i += LANES
+    if i < length:
+        products_rest(dy + i, x + i, length - i, center, s, t)
+    add_pair(total, fold(s), fold(t))
+
+
 cdef void deviations_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
-                          double pivot, Sums *total) noexcept nogil:
-    """a += sum(x - pivot), b += sum((x - pivot)**2). There is no dy."""
+                          double center, Sums *total) noexcept nogil:
+    """far_deviations_span as the first attempt, with the values that come next on their way."""
     cdef double s[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0
     clear(s, t)
     while i + LANES <= length:
         prefetch_lanes(x_ahead + i)
-        deviations_line(x + i, pivot, s, t)
+        near_deviations_line(x + i, center, s, t)
         i += LANES
     if i < length:
-        deviations_rest(x + i, length - i, pivot, s, t)
+        deviations_rest(x + i, length - i, center, s, t)
     add_pair(total, fold(s), fold(t))
 
 
 cdef void products_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
-                        double mean, Sums *total) noexcept nogil:
-    """a += sum(dy), b += sum(dy*(x - mean))."""
+                        double center, Sums *total) noexcept nogil:
+    """far_products_span as the first attempt, with the values that come next on their way."""
     cdef double s[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0
@@ -136,10 +200,10 @@ cdef void products_span(const real *dy, const real *x, const real *dy_ahead, con
     while i + LANES <= length:
         prefetch_lanes(dy_ahead + i)
         prefetch_lanes(x_ahead + i)
-        products_line(dy + i, x + i, mean, s, t)
+        near_products_line(dy + i, x + i, center, s, t)
         i += LANES
     if i < length:
-        products_rest(dy + i, x + i, length - i, mean, s, t)
+        products_rest(dy + i, x + i, length - i, center, s, t)
     add_pair(total, fold(s), fold(t))
 
 
@@ -204,73 +268,78 @@ cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
 
 # ---- both at once: the result of one channel and the sums of the next, line by line in turn
 #
+# (TURN lines of each: between two streaming stores compilers cannot keep the lanes in registers.)
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
 cdef void normalize_and_deviations(const real *dy, const real *x, real *y, const Coefficients *f, bint stream,
                                    const real *next_dy, const real *next_x, const real *dy_ahead,
-                                   const real *x_ahead, Py_ssize_t length, double pivot, Sums *total) noexcept nogil:
+                                   const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
     """normalize_span of one channel and deviations_span of another, `length` values of each."""
     cdef double s[LANES]
     cdef double t[LANES]
     cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add
-    cdef Py_ssize_t i = 0, start = unaligned(y, length)
+    cdef Py_ssize_t i = 0, k, start = unaligned(y, length)
     if f.wide or not stream:
         start = length
     normalize_span(dy, x, y, start, f, False)
     clear(s, t)
-    while start + LANES <= length:
-        prefetch_lanes(x_ahead + i)
-        deviations_line(next_x + i, pivot, s, t)
-        normalize_line(x + start, line, center, mul, add)
-        stream_lanes(y + start, line)
-        i += LANES
-        start += LANES
+    while start + TURN*LANES <= length:
+        for k in range(TURN):
+            prefetch_lanes(x_ahead + i + k*LANES)
+            near_deviations_line(next_x + i + k*LANES, center_of_sums, s, t)
+        for k in range(TURN):
+            normalize_line(x + start + k*LANES, line, center, mul, add)
+            stream_lanes(y + start + k*LANES, line)
+        i += TURN*LANES
+        start += TURN*LANES
     normalize_span(dy, x + start, y + start, length - start, f, False)
     while i + LANES <= length:
-        deviations_line(next_x + i, pivot, s, t)
+        near_deviations_line(next_x + i, center_of_sums, s, t)
         i += LANES
     if i < length:
-        deviations_rest(next_x + i, length - i, pivot, s, t)
+        deviations_rest(next_x + i, length - i, center_of_sums, s, t)
     add_pair(total, fold(s), fold(t))
 
 
 cdef void gradient_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                                 const real *next_dy, const real *next_x, const real *dy_ahead,
-                                const real *x_ahead, Py_ssize_t length, double mean, Sums *total) noexcept nogil:
+                                const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
     """gradient_span of one channel and products_span of another, `length` values of each."""
     cdef double s[LANES]
     cdef double t[LANES]
     cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
-    cdef Py_ssize_t i = 0, start = unaligned(dx, length)
+    cdef Py_ssize_t i = 0, k, start = unaligned(dx, length)
     if f.wide or not stream:
         start = length
     gradient_span(dy, x, dx, start, f, False)
     clear(s, t)
-    while start + LANES <= length:
-        prefetch_lanes(dy_ahead + i)
-        prefetch_lanes(x_ahead + i)
-        products_line(next_dy + i, next_x + i, mean, s, t)
-        gradient_line(dy + start, x + start, line, center, mul, add, by_x)
-        stream_lanes(dx + start, line)
-        i += LANES
-        start += LANES
+    while start + TURN*LANES <= length:
+        for k in range(TURN):
+            prefetch_lanes(dy_ahead + i + k*LANES)
+            prefetch_lanes(x_ahead + i + k*LANES)
+            near_products_line(next_dy + i + k*LANES, next_x + i + k*LANES, center_of_sums, s, t)
+        for k in range(TURN):
+            gradient_line(dy + start + k*LANES, x + start + k*LANES, line, center, mul, add, by_x)
+            stream_lanes(dx + start + k*LANES, line)
+        i += TURN*LANES
+        start += TURN*LANES
     gradient_span(dy + start, x + start, dx + start, length - start, f, False)
     while i + LANES <= length:
-        products_line(next_dy + i, next_x + i, mean, s, t)
+        near_products_line(next_dy + i, next_x + i, center_of_sums, s, t)
         i += LANES
     if i < length:
-        products_rest(next_dy + i, next_x + i, length - i, mean, s, t)
+        products_rest(next_dy + i, next_x + i, length - i, center_of_sums, s, t)
     add_pair(total, fold(s), fold(t))
 
 
 cdef void scale_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                              const real *next_dy, const real *next_x, const real *dy_ahead,
-                             const real *x_ahead, Py_ssize_t length, double mean, Sums *total) noexcept nogil:
+                             const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
     """scale_span of one channel and products_span of another."""
     scale_span(dy, x, dx, length, f, stream)
-    products_span(next_dy, next_x, dy_ahead, x_ahead, length, mean, total)
+    products_span(next_dy, next_x, dy_ahead, x_ahead, length, center_of_sums, total)
 
 
 # ---- rows
@@ -426,6 +495,7 @@ cdef struct Loops:
     # What a call does to contiguous values of its type: chosen once, so that drivers know neither types nor options.
     Py_ssize_t itemsize
     sum_span sum_span
+    sum_span far_sum_span       # the same about any centre, for a second attempt
     sum_rows sum_rows
     apply_span apply_span
     sweep_span sweep_span       # apply_span of one channel and sum_span of the next
@@ -437,12 +507,14 @@ cdef inline Loops loops_of(const Call *call, real typed) noexcept nogil:
     cdef Loops loops
     loops.itemsize = sizeof(real)
     loops.sum_span = <sum_span>deviations_span[real]
+    loops.far_sum_span = <sum_span>far_deviations_span[real]
     loops.sum_rows = <sum_rows>deviations_rows[real]
     loops.apply_span = <apply_span>normalize_span[real]
     loops.sweep_span = <sweep_span>normalize_and_deviations[real]
     loops.apply_rows = <apply_rows>normalize_rows[real]
     if call.backward:
         loops.sum_span = <sum_span>products_span[real]
+        loops.far_sum_span = <sum_span>far_products_span[real]
         loops.sum_rows = <sum_rows>products_rows[real]
         loops.apply_span = <apply_span>gradient_span[real]
         loops.sweep_span = <sweep_span>gradient_and_products[real]

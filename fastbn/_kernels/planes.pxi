@@ -18,7 +18,9 @@ cdef struct Channel:
     Py_ssize_t c
     Py_ssize_t per_row          # pieces of a row; 0: rows are short
     Py_ssize_t pieces, blocks
-    double center               # the pivot of the statistics, or the mean of the backward sums
+    Py_ssize_t run              # length of the rows that all arrays have in place; 0: some must be gathered
+    double center               # the sums are taken about it
+    bint far                    # it is not 0 although the values are float32
     Coefficients coefficients
     const Channel *before       # gets its result while the sums of this one are taken; or NULL
     Sums parts[MAX_BLOCKS]
@@ -30,6 +32,7 @@ cdef void start_channel(Channel *channel, const Call *call, Py_ssize_t c, const 
     channel.c = c
     channel.before = before
     channel.blocks = block_count(call.channels, call.values, PLANES)
+    channel.run = common_run(call, channel.loops.itemsize)
     if call.plane < SHORT:
         channel.per_row = 0
         channel.pieces = (call.values + CHUNK - 1)//CHUNK
@@ -60,14 +63,17 @@ cdef void sum_piece(const Channel *channel, Py_ssize_t piece, Sums *sums) noexce
     cdef const char *dy = read_tile(call.dy, c, position, length, itemsize, dy_tile)
     cdef const char *x_ahead = ahead(call.x, c, soon)
     cdef const char *dy_ahead = ahead(call.dy, c, soon)
-    if before != NULL and all_in_place(call, position, itemsize) >= length:
+    if before != NULL and not channel.far and channel.run and position % channel.run + length <= channel.run:
         loops.sweep_span(ahead(call.dy, before.c, position), address(call.x, before.c, position),
                          address(call.out, before.c, position), &before.coefficients, call.stream,
                          dy, x, dy_ahead, x_ahead, length, channel.center, sums)
         return
     if before != NULL:
         apply_to_span(<void *>before, position, end)
-    loops.sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, sums)
+    if channel.far:
+        loops.far_sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, sums)
+    else:
+        loops.sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, sums)
 
 
 cdef void sum_blocks(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -89,12 +95,25 @@ cdef double first_pivot(const Channel *channel) noexcept nogil:
     cdef double value, pivot
     cdef Sums sums
     memset(&sums, 0, sizeof(Sums))
-    channel.loops.sum_span(NULL, x, NULL, x, 1, 0.0, &sums)
+    channel.loops.far_sum_span(NULL, x, NULL, NULL, 1, 0.0, &sums)
     value = sums.a
     memset(&sums, 0, sizeof(Sums))
-    channel.loops.sum_span(NULL, x, NULL, x, length, value, &sums)
+    channel.loops.far_sum_span(NULL, x, NULL, NULL, length, value, &sums)
     pivot = value + sums.a/length
     return pivot if isfinite(pivot) else 0.0
+
+
+cdef void choose_center(Channel *channel) noexcept nogil:
+    """About what the first attempt sums: float32 about 0 where that is good enough."""
+    cdef const Call *call = channel.call
+    channel.far = False
+    channel.center = 0
+    if call.backward:
+        channel.far = call.dtype != FLOAT64 and far_from_zero(call, channel.c)
+        if call.dtype == FLOAT64 or channel.far:
+            channel.center = call.mean[channel.c]
+    elif call.dtype == FLOAT64:
+        channel.center = first_pivot(channel)
 
 
 cdef void measure_channel(Channel *channel, int threads) noexcept nogil:
@@ -102,7 +121,7 @@ cdef void measure_channel(Channel *channel, int threads) noexcept nogil:
     cdef Py_ssize_t c = channel.c, block
     cdef Sums total
     cdef int attempt
-    channel.center = call.mean[c] if call.backward else first_pivot(channel)
+    choose_center(channel)
     for attempt in range(2):
         share(sum_blocks, channel, channel.blocks, threads)
         channel.before = NULL
@@ -112,26 +131,49 @@ cdef void measure_channel(Channel *channel, int threads) noexcept nogil:
         if not settle(call, c, &total, channel.center):
             return
         channel.center = call.mean[c]
+        channel.far = True
 
 
 cdef void apply_to_span(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """y or dx of the values begin..end of a channel."""
+    cdef const Channel *channel = <const Channel *>task
+    if channel.run >= SHORTEST:
+        apply_in_place(channel, begin, end)
+    else:
+        apply_to_tiles(channel, begin, end)
+
+
+cdef void apply_in_place(const Channel *channel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef const Call *call = channel.call
+    cdef Py_ssize_t c = channel.c, run = channel.run
+    cdef Py_ssize_t row = begin//run, start = begin % run, length, left = end - begin
+    cdef Py_ssize_t skip = start*channel.loops.itemsize
+    cdef bint stream = call.stream and run >= SHORT
+    while left > 0:
+        length = min(left, run - start)
+        channel.loops.apply_span(row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip,
+                                 row_start(call.out, c, row) + skip, length, &channel.coefficients, stream)
+        left -= length
+        row += 1
+        start = skip = 0
+
+
+cdef void apply_to_tiles(const Channel *channel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The same where some array has no runs worth the name: through tiles."""
     cdef double x_tile[CHUNK]
     cdef double dy_tile[CHUNK]
     cdef double out_tile[CHUNK]
-    cdef const Channel *channel = <const Channel *>task
     cdef const Call *call = channel.call
     cdef Py_ssize_t c = channel.c, itemsize = channel.loops.itemsize, length
     cdef const char *x
     cdef const char *dy
     cdef char *out
     while begin < end:
-        length = all_in_place(call, begin, itemsize)
-        length = min(length if length >= SHORTEST else CHUNK, end - begin)
+        length = min(CHUNK, end - begin)
         x = read_tile(call.x, c, begin, length, itemsize, x_tile)
         dy = read_tile(call.dy, c, begin, length, itemsize, dy_tile)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        channel.loops.apply_span(dy, x, out, length, &channel.coefficients, call.stream and call.plane >= SHORT)
+        channel.loops.apply_span(dy, x, out, length, &channel.coefficients, False)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)
         begin += length
 

@@ -25,23 +25,31 @@ cdef inline double whole(double high, double low) noexcept nogil:
     return high + low if low == low else high
 
 
-cdef inline bint statistics(const Sums *sums, double count, double pivot, double tolerated,
+cdef inline bint statistics(const Sums *sums, double count, double center, double tolerated,
                             double *mean, double *var) noexcept nogil:
-    """Mean and biased variance from sums of d = x - pivot; whether they must be taken again with this mean as pivot.
+    """Mean and biased variance from sums of d = x - center; whether they must be taken again with this mean as centre.
 
     var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
     `tolerated` times E[d**2].
     """
     cdef double first = whole(sums.a, sums.a_low)/count
     cdef double second = whole(sums.b, sums.b_low)/count
-    mean[0] = pivot + first
+    mean[0] = center + first
     var[0] = second - first*first
     return first*first > tolerated*second
 
 
 cdef inline double tolerated_share(bint float64) noexcept nogil:
-    """See statistics(). float32 values are summed with 29 bits to spare: 20 of them may be lost before it shows."""
-    return 0.5 if float64 else 1 - 2.0**-20
+    """See statistics(). float32 values are summed with 29 bits to spare: 16 of them may be lost before it shows."""
+    return 0.5 if float64 else 1 - 2.0**-16
+
+
+cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
+    """Whether sums of dy*x, without the mean, would lose too many of those bits: sum_dy_xmu is what is left of them.
+
+    Given statistics say nothing about where x is.
+    """
+    return call.constant or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
 
 
 cdef inline bint fits(double v) noexcept nogil:
@@ -84,11 +92,14 @@ cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept n
     return f
 
 
-cdef inline bint settle(const Call *call, Py_ssize_t c, const Sums *total, double pivot) noexcept nogil:
-    """Turn the sums of a channel into what the call asked for; whether they must be taken again with another pivot."""
+cdef inline bint settle(const Call *call, Py_ssize_t c, const Sums *total, double center) noexcept nogil:
+    """Turn sums about a centre into what the call asked for; whether they must be taken again, about the mean."""
     if not call.backward:
-        return statistics(total, call.values, pivot, tolerated_share(call.dtype == FLOAT64),
+        return statistics(total, call.values, center, tolerated_share(call.dtype == FLOAT64),
                           &call.mean[c], &call.var[c])
     call.sum_dy[c] = whole(total.a, total.a_low)
     call.sum_dy_xmu[c] = whole(total.b, total.b_low)
-    return False
+    if center == call.mean[c]:
+        return False
+    call.sum_dy_xmu[c] -= (call.mean[c] - center)*call.sum_dy[c]
+    return not isfinite(call.sum_dy_xmu[c])     # infinite gradients: not inf - inf, but what the formula gives

@@ -13,15 +13,25 @@ cdef inline Py_ssize_t in_place(const View *v, Py_ssize_t position, Py_ssize_t i
     return v.shape[last] - position % v.shape[last]
 
 
+cdef inline char *row_start(const View *v, Py_ssize_t c, Py_ssize_t row) noexcept nogil:
+    """Where a row of channel c begins: a run along the last axis. NULL where no array is."""
+    cdef char *where
+    cdef int axis
+    if v == NULL:
+        return NULL
+    where = v.data + c*v.channel
+    if v.axes == 2:         # nearly always: no division
+        return where + row*v.step[0]
+    for axis in range(v.axes - 2, -1, -1):
+        where += (row % v.shape[axis])*v.step[axis]
+        row //= v.shape[axis]
+    return where
+
+
 cdef inline char *address(const View *v, Py_ssize_t c, Py_ssize_t position) noexcept nogil:
     """Where the value at this position of channel c is."""
-    cdef char *where = v.data + c*v.channel
-    cdef int axis = v.axes - 1
-    while axis > 0:
-        where += (position % v.shape[axis])*v.step[axis]
-        position //= v.shape[axis]
-        axis -= 1
-    return where + position*v.step[0]
+    cdef Py_ssize_t run = v.shape[v.axes - 1]
+    return row_start(v, c, position//run) + position % run*v.step[v.axes - 1]
 
 
 cdef inline void copy_value(char *to, const char *source, Py_ssize_t itemsize) noexcept nogil:
@@ -51,14 +61,15 @@ cdef void move_run(char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t item
 cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                char *tile, bint put) noexcept nogil:
     """Copy values from the array into a tile, or (put) from the tile into the array."""
-    cdef int last = v.axes - 1
-    cdef Py_ssize_t run
+    cdef Py_ssize_t run = v.shape[v.axes - 1], step = v.step[v.axes - 1]
+    cdef Py_ssize_t row = position//run, start = position % run, some
     while length > 0:
-        run = min(length, v.shape[last] - position % v.shape[last])
-        move_run(address(v, c, position), v.step[last], run, itemsize, tile, put)
-        tile += run*itemsize
-        position += run
-        length -= run
+        some = min(length, run - start)
+        move_run(row_start(v, c, row) + start*step, step, some, itemsize, tile, put)
+        tile += some*itemsize
+        length -= some
+        row += 1
+        start = 0
 
 
 cdef inline char *read_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
@@ -86,10 +97,19 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
         move(v, c, position, length, itemsize, <char *>tile, True)
 
 
-cdef inline Py_ssize_t all_in_place(const Call *call, Py_ssize_t position, Py_ssize_t itemsize) noexcept nogil:
-    """How many values from this position on are in place in all arrays of a call."""
-    return min(in_place(call.x, position, itemsize), in_place(call.dy, position, itemsize),
-               in_place(call.out, position, itemsize))
+cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    """Length of the rows that all arrays of a call have in place; 0 where they differ."""
+    cdef Py_ssize_t run = 0, its
+    cdef const View *views[3]
+    cdef const View *v
+    views[0], views[1], views[2] = call.x, call.dy, call.out
+    for v in views:
+        if v != NULL:
+            its = in_place(v, 0, itemsize)
+            if its == 0 or (run != 0 and its != run):
+                return 0
+            run = its
+    return run
 
 
 cdef inline const char *ahead(const View *v, Py_ssize_t c, Py_ssize_t position) noexcept nogil:

@@ -1,6 +1,5 @@
 """Training one network, and everything recorded on the way."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
@@ -23,8 +22,9 @@ class Record:
 
     Attributes
     ----------
-    steps, accuracy : list
-        The steps after which the test accuracy was taken (in eval mode, with running statistics), and its values.
+    steps, accuracy, training_accuracy : list
+        The steps after which the network was looked at, and its accuracy there on the test images and on the first
+        500 training images (in eval mode, with running statistics).
     diverged_at : int or None
         The step at which the loss was no longer finite; the training ends there.
     percentiles : list
@@ -38,6 +38,7 @@ class Record:
     rate: float
     steps: list[int] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
+    training_accuracy: list[float] = field(default_factory=list)
     diverged_at: int | None = None
     percentiles: list[list[float]] = field(default_factory=list)
     population_accuracy: float | None = None
@@ -48,15 +49,9 @@ class Record:
         """How tables, pictures and the progress bar call this run."""
         return f"{'with' if self.batch_norm else 'without'} BN, rate {self.rate:g}"
 
-    @property
-    def final(self) -> float:
-        """The last test accuracy."""
-        return self.accuracy[-1]
-
-    def steps_to(self, accuracy: float) -> int | None:
-        """The first recorded step with at least this accuracy, None if there is none."""
-        reached = (step for step, value in zip(self.steps, self.accuracy, strict=True) if value >= accuracy)
-        return next(reached, None)
+    def steps_to(self, goal: float, accuracy: list[float]) -> int | None:
+        """The first step at which `accuracy` (a list of this record) is at least `goal`; None if there is none."""
+        return next((step for step, value in zip(self.steps, accuracy, strict=True) if value >= goal), None)
 
 
 def train(
@@ -71,8 +66,9 @@ def train(
     record = Record(batch_norm=bool(network.batch_norms()), rate=rate)
     batches = minibatches(data, rng)
     inputs: list[Array] = []
+    bar = tqdm(total=steps, desc=f"{title} {record.name}", unit="step")
     # A network that diverges is one of the outcomes to show: overflow is no reason for warnings here.
-    with tqdm(total=steps, desc=f"{title} {record.name}", unit="step") as bar, np.errstate(over="ignore", invalid="ignore"):
+    with bar, np.errstate(over="ignore", invalid="ignore"):
         for step in range(1, steps + 1):
             start = perf_counter()
             if not isfinite(training_step(network, *next(batches), rate)):
@@ -83,16 +79,17 @@ def train(
                 if record.batch_norm:
                     record.times.measure(network, seconds)
                 record.steps.append(step)
-                record.accuracy.append(test_accuracy(network, data))
+                record.training_accuracy.append(accuracy(network, data.x[:500], data.labels[:500]))
+                record.accuracy.append(accuracy(network, data.test_x, data.test_labels))
                 inputs += sigmoid_percentiles(network)
-                bar.set_postfix(accuracy=f"{record.final:.1%}")
+                bar.set_postfix(accuracy=f"{record.accuracy[-1]:.1%}")
             if record.diverged_at:
                 break
     if inputs:
         record.percentiles = typical(np.array(inputs)).tolist()
     if record.batch_norm:
         use_population_statistics(network, data)
-        record.population_accuracy = test_accuracy(network, data)
+        record.population_accuracy = accuracy(network, data.test_x, data.test_labels)
     return record
 
 
@@ -105,12 +102,12 @@ def training_step(network: Network, x: Array, labels: Array, rate: float) -> flo
     return loss
 
 
-def test_accuracy(network: Network, data: Split) -> float:
-    """Share of the test images recognised in eval mode."""
+def accuracy(network: Network, x: Array, labels: Array) -> float:
+    """Share of the images x recognised in eval mode."""
     network.train(False)
-    z = network(data.test_x)
+    z = network(x)
     network.train(True)
-    return float((z.argmax(axis=1) == data.test_labels).mean())
+    return float((z.argmax(axis=1) == labels).mean())
 
 
 def sigmoid_percentiles(network: Network) -> list[Array]:
@@ -129,22 +126,16 @@ def typical(inputs: Array) -> Array:
 def use_population_statistics(network: Network, data: Split) -> None:
     """Algorithm 2 of the paper: population statistics of the training set take the place of running statistics.
 
-    With the weights fixed, the mini-batches go through the network in training mode, so that every BN layer sees the
-    inputs it was trained on; E[x] is the mean of its batch means and Var[x] that of its unbiased batch variances.
+    With the weights fixed, every mini-batch goes through the network once, in training mode, so that each BN layer sees
+    the inputs that it has seen in training. E[x] is the mean of its batch means, Var[x] that of its unbiased batch
+    variances.
     """
     network.train(True)
-    places = network.batch_norms()
-    seen: list[list[fastbn.BatchStats]] = [[] for _ in places]
-    for x in in_order(data.x):
-        network(x)
-        for stats, (i, _) in zip(seen, places, strict=True):
+    layers = network.batch_norms()
+    seen: list[list[fastbn.BatchStats]] = [[] for _ in layers]
+    for start in range(0, len(data.x) - BATCH + 1, BATCH):
+        network(data.x[start : start + BATCH])
+        for stats, (i, _) in zip(seen, layers, strict=True):
             stats.append(fastbn.batch_stats(network.x[i]))
-    for stats, (_, bn) in zip(seen, places, strict=True):
-        population = fastbn.population_stats(stats, method="paper")
-        bn.running_mean[...] = population.mean
-        bn.running_var[...] = population.unbiased_var
-
-
-def in_order(x: Array) -> Iterable[Array]:
-    """Every full mini-batch of x once."""
-    return (x[start : start + BATCH] for start in range(0, len(x) - BATCH + 1, BATCH))
+    for stats, (_, bn) in zip(seen, layers, strict=True):
+        bn.recalibrate(stats, method="paper")

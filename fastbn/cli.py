@@ -1,0 +1,61 @@
+"""The command `fastbn`: each subcommand is one function that adds its arguments and one that runs it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import fastbn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="fastbn", description="Batch normalization for NumPy on the CPU.")
+    parser.add_argument("--version", action="version", version=f"fastbn {fastbn.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (add_demo, add_config):
+        add(commands)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def add_demo(commands: Any) -> None:
+    """`fastbn demo`."""
+    text = "Two claims of the batch normalization paper, tried on 5000 MNIST images. Takes one or two minutes."
+    parser = commands.add_parser("demo", help="train networks with and without batch normalization", description=text)
+    parser.add_argument("--quick", action="store_true", help="train for fewer steps: some 20 seconds")
+    parser.add_argument("--out", default="fastbn-demo", metavar="DIR", help="for pictures and report (%(default)s)")
+    parser.add_argument("--seed", default=0, metavar="N", type=seed, help="same seed, same numbers (%(default)s)")
+    parser.set_defaults(run=demo)
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Run the demo."""
+    from fastbn.demo import CannotRunError, run
+
+    try:
+        run(args.out, args.seed, args.quick)
+    except CannotRunError as error:
+        print(f"fastbn demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def seed(text: str) -> int:
+    """A seed from the command line."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text}")
+    return value
+
+
+def add_config(commands: Any) -> None:
+    """`fastbn config`."""
+    parser = commands.add_parser("config", help="print version, kernels, threads and build")
+    parser.set_defaults(run=config)
+
+
+def config(args: argparse.Namespace) -> int:
+    """Print the configuration."""
+    fastbn.show_config()
+    return 0
