@@ -35,3 +35,12 @@ def backward(
     out: Any,
     whole: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]: ...
+def move_running(
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    correction: float,
+    weight: float,
+    finite_only: bool,
+) -> list[int] | None: ...

@@ -7,6 +7,7 @@ or finds out what is wrong and raises the error; nothing has been written by the
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport isfinite
 from libc.string cimport memset
 
 from fastbn import _dispatch, _explain
@@ -439,3 +440,45 @@ cdef void put_gradients(const Call *call, cnp.ndarray dgamma, cnp.ndarray dbeta)
         put_number(dgamma, c, call.sum_dy_xmu[c]*inverse_std(call.var[c], call.eps))
         put_number(dbeta, c, call.sum_dy[c])
     fp_restore(before)
+
+
+# ---- running statistics
+
+cdef inline double number(cnp.ndarray v, Py_ssize_t c) noexcept:
+    if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
+        return (<double *>cnp.PyArray_DATA(v))[c]
+    return (<float *>cnp.PyArray_DATA(v))[c]
+
+
+cdef inline double mixed(cnp.ndarray running, Py_ssize_t c, double new, double weight) noexcept:
+    """(1 - weight)*running + weight*new as the running vector's type holds it. With weight 1 the old is forgotten."""
+    cdef double value = new if weight == 1 else (1 - weight)*number(running, c) + weight*new
+    return value if cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT64 else <float>value
+
+
+def move_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray mean, cnp.ndarray var,
+                 double correction, double weight, bint finite_only):
+    """Move running statistics towards mean and var*correction. Contiguous vectors of one length; mean, var float64.
+
+    Returns None when all is written. Where a channel would not be finite, nothing is written and a list of these
+    channels is returned; with `finite_only` all other channels are written.
+    """
+    cdef Py_ssize_t c
+    cdef double new_mean, new_var
+    cdef bint write
+    cdef fp_mode before = fp_default()
+    odd = []
+    for write in (False, True):
+        for c in range(cnp.PyArray_DIM(mean, 0)):
+            new_mean = mixed(running_mean, c, doubles(mean)[c], weight)
+            new_var = mixed(running_var, c, doubles(var)[c]*correction, weight)
+            if not (isfinite(new_mean) and isfinite(new_var)):
+                if not write:
+                    odd.append(c)
+            elif write:
+                put_number(running_mean, c, new_mean)
+                put_number(running_var, c, new_var)
+        if odd and not finite_only:
+            break
+    fp_restore(before)
+    return odd or None

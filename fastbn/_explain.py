@@ -214,8 +214,8 @@ def check_overlap(out: np.ndarray, name: str, other: np.ndarray, itself: bool) -
     except np.exceptions.TooHardError:
         shared = True
     if shared:
-        allowed = f"{name} itself or " if itself else ""
-        raise ValueError(f"out: expected {allowed}memory apart from {name}, got an array that overlaps it")
+        allowed = f"{name} itself or memory apart from it" if itself else f"memory apart from {name}"
+        raise ValueError(f"out: expected {allowed}, got an array that overlaps {name}")
 
 
 def same_memory(out: Any, x: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn import _explain, functional
+from fastbn import _core, _explain, functional
 from fastbn._cpu import DefaultMode
 from fastbn.statistics import BatchStats
 
@@ -185,7 +185,7 @@ class BatchNorm:
             Where running statistics of some channels would not be finite: they stay as they were.
         """
         x = self._checked_input(x)
-        in_place = _explain.same_memory(out, x)
+        in_place = out is not None and _explain.same_memory(out, x)
         if self._uses_batch_stats():
             if in_place:
                 raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
@@ -259,29 +259,26 @@ class BatchNorm:
     # ---- running statistics
 
     def _move_running_stats(self, stats: BatchStats) -> None:
-        assert self._num_batches_tracked is not None
-        batches = int(self._num_batches_tracked) + 1
-        new = 1 / batches if self.momentum is None else self.momentum
-        with np.errstate(all="ignore"), DefaultMode():
-            mean = (1 - new) * self._running_mean.astype(np.float64) + new * stats.mean  # type: ignore[union-attr]
-            var = (1 - new) * self._running_var.astype(np.float64) + new * stats.unbiased_var  # type: ignore[union-attr]
-        self._put_running_stats(mean, var, batches, stacklevel=4)
+        batches = int(self._num_batches_tracked) + 1  # type: ignore[arg-type]
+        weight = 1 / batches if self.momentum is None else self.momentum
+        correction = stats.count / (stats.count - 1)
+        self._put_running_stats(stats.mean, stats.var, correction, weight, batches, stacklevel=4)
 
-    def _put_running_stats(self, mean: np.ndarray, var: np.ndarray, batches: int, stacklevel: int) -> None:
-        """Set running statistics where mean and var are finite in the layer's dtype; first warn of other channels."""
-        with np.errstate(all="ignore"), DefaultMode():
-            mean, var = mean.astype(self.dtype), var.astype(self.dtype)
-        held = np.isfinite(mean) & np.isfinite(var)
-        if not held.all():
-            channels = ", ".join(map(str, np.flatnonzero(~held)[:10])) + (", ..." if (~held).sum() > 10 else "")
+    def _put_running_stats(
+        self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float, batches: int, stacklevel: int
+    ) -> None:
+        """Move the running statistics. First warn of channels where they would not be finite: those stay."""
+        change = (self._running_mean, self._running_var, mean, var, correction, weight)
+        odd = _core.move_running(*change, False)  # type: ignore[arg-type]
+        if odd is not None:
+            channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
             warnings.warn(
                 f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
                 f"{channels}",
                 RuntimeWarning,
                 stacklevel=stacklevel,
             )
-        np.copyto(self._running_mean, mean, where=held)  # type: ignore[arg-type]
-        np.copyto(self._running_var, var, where=held)  # type: ignore[arg-type]
+            _core.move_running(*change, True)  # type: ignore[arg-type]
         self._num_batches_tracked[...] = batches  # type: ignore[index]
 
     def reset_running_stats(self) -> None:
@@ -310,7 +307,7 @@ class BatchNorm:
         if stats[0].mean.size != self.num_features:
             raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
-        self._put_running_stats(population.mean, population.unbiased_var, len(stats), stacklevel=3)
+        self._put_running_stats(population.mean, population.unbiased_var, 1.0, 1.0, len(stats), stacklevel=3)
 
     # ---- modes, parameters, state
 

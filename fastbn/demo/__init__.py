@@ -52,7 +52,11 @@ class Results:
 
 
 def experiment(plan: Plan, seed: int) -> Results:
-    """Train the six networks. The same plan and seed give the same numbers, times excepted."""
+    """Train the six networks.
+
+    The same plan and seed give the same numbers to the last digit, times excepted. With another number of threads that
+    holds for fastbn, but not for every BLAS in the matrix products: compare runs with equal OPENBLAS_NUM_THREADS.
+    """
 
     def rng(purpose: int) -> np.random.Generator:
         return np.random.default_rng([seed, purpose])
@@ -84,7 +88,7 @@ def run(out: str | Path = "fastbn-demo", seed: int = 0, quick: bool = False) -> 
     out : str or Path
         The folder; created if need be.
     seed : int
-        >= 0. The same seed gives the same numbers, times excepted.
+        >= 0. The same seed gives the same numbers (see `experiment`).
     quick : bool
         Train for fewer steps.
 
