@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 try:
-    from fastbn import _core
+    import fastbn._core as _core
 except ModuleNotFoundError as _error:
     if _error.name not in ("fastbn._core", "fastbn._cpu"):
         raise

@@ -268,6 +268,9 @@ class BatchNorm:
         self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float, batches: int, stacklevel: int
     ) -> None:
         """Move the running statistics. First warn of channels where they would not be finite: those stay."""
+        for key in ("running_mean", "running_var", "num_batches_tracked"):
+            if not getattr(self, "_" + key).flags.writeable:
+                raise ValueError(f"{key}: expected a writeable array, got a read-only one")
         change = (self._running_mean, self._running_var, mean, var, correction, weight)
         odd = _core.move_running(*change, False)  # type: ignore[arg-type]
         if odd is not None:

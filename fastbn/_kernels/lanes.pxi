@@ -1,10 +1,10 @@
 # Loops over contiguous values. Nothing here knows of strides or threads, and nothing branches inside a loop.
 #
 # Sums run in LANES partial sums of float64, whatever the type of the values: nothing overflows below 1e38 or vanishes
-# above 1e-38, and widening costs less than the memory. Products of two float32 are exact there, so their moments are taken
-# about 0 in three operations a value; what cancels when the mean is far from 0 is made good by another sum about the
+# above 1e-38, and widening costs less than the memory. Products of two float32 are exact there, so float32 is summed
+# about 0, in three operations a value; what cancels when the mean is far from 0 is made good by a second sum about the
 # mean, for the few channels that need it (statistics() and far_from_zero() tell). float64 is summed about a pivot.
-# The order of the additions is the one written here; compilers may not change it, so every build gives the same bits.
+# The order of the additions is the one written here; compilers may not change it: every build gives the same bits.
 #
 # *_span: a run of values of one channel.  *_rows: some rows of `width` channels, each row contiguous.
 
@@ -273,7 +273,8 @@ cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
 
 cdef void normalize_and_deviations(const real *dy, const real *x, real *y, const Coefficients *f, bint stream,
                                    const real *next_dy, const real *next_x, const real *dy_ahead,
-                                   const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
+                                   const real *x_ahead, Py_ssize_t length, double center_of_sums,
+                                   Sums *total) noexcept nogil:
     """normalize_span of one channel and deviations_span of another, `length` values of each."""
     cdef double s[LANES]
     cdef double t[LANES]
@@ -304,7 +305,8 @@ cdef void normalize_and_deviations(const real *dy, const real *x, real *y, const
 
 cdef void gradient_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                                 const real *next_dy, const real *next_x, const real *dy_ahead,
-                                const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
+                                const real *x_ahead, Py_ssize_t length, double center_of_sums,
+                                Sums *total) noexcept nogil:
     """gradient_span of one channel and products_span of another, `length` values of each."""
     cdef double s[LANES]
     cdef double t[LANES]
@@ -336,7 +338,8 @@ cdef void gradient_and_products(const real *dy, const real *x, real *dx, const C
 
 cdef void scale_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                              const real *next_dy, const real *next_x, const real *dy_ahead,
-                             const real *x_ahead, Py_ssize_t length, double center_of_sums, Sums *total) noexcept nogil:
+                             const real *x_ahead, Py_ssize_t length, double center_of_sums,
+                             Sums *total) noexcept nogil:
     """scale_span of one channel and products_span of another."""
     scale_span(dy, x, dx, length, f, stream)
     products_span(next_dy, next_x, dy_ahead, x_ahead, length, center_of_sums, total)

@@ -112,6 +112,8 @@ cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcep
     return run
 
 
-cdef inline const char *ahead(const View *v, Py_ssize_t c, Py_ssize_t position) noexcept nogil:
-    """An address to prefetch: it need not be that of a value."""
-    return NULL if v == NULL else address(v, c, position)
+cdef inline void prefetch_bytes(const char *where, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t byte = 0
+    while byte < count:
+        prefetch_line(where + byte)
+        byte += 64
