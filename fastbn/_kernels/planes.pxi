@@ -12,7 +12,7 @@ cdef enum:
     SHORT = 256             # rows of fewer values are summed several at a time, and not written past the cache
     SHORTEST = 16           # runs of fewer values are gathered before anything is done with them
     GROUP = 16              # channels side by side, at most
-    GROUP_BYTES = 98304     # what a group of channels with short rows may take of the cache
+    GROUP_BYTES = 204800    # what a group of channels with short rows may take of the cache
 
 
 cdef struct Plan:
