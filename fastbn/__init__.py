@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 try:
-    import fastbn._core as _core
+    from fastbn import _threads  # first: it says how OpenMP's threads wait
 except ModuleNotFoundError as _error:
     if _error.name not in ("fastbn._core", "fastbn._cpu"):
         raise
@@ -30,7 +30,7 @@ except ModuleNotFoundError as _error:
         "`pip install -e .`"
     ) from _error
 
-from fastbn import _dispatch, _threads, reference
+from fastbn import _core, _dispatch, reference
 from fastbn._threads import get_num_threads, num_threads, set_num_threads
 from fastbn.functional import (
     backward_apply,

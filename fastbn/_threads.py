@@ -14,7 +14,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastbn import _core
+
+@contextmanager
+def _short_waits() -> Iterator[None]:
+    """Load libgomp inside this block, and its waiting threads spin for some 10 us before they sleep, not for ms.
+
+    NumPy's matrix product leaves OpenBLAS's threads spinning for a while. A team of libgomp's that spins too, as it
+    does by default, leaves no processor for a thread that has work: a layer after a matmul took ten times as long.
+    What the user has set stays. libgomp reads the variable once, when it is loaded.
+    """
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+with _short_waits():
+    import fastbn._core as _core
 
 SERIAL, UNSAFE_WITH_FORK = 0, 1
 

@@ -1,0 +1,457 @@
+"""Promise P2: the bits of every result depend on the values, the shape and the memory order of x alone.
+
+Everything here is compared byte by byte, and nothing with recorded bits: a faster kernel may change them. Run as a
+script, this file prints a digest of the whole battery for the build of the kernels that FASTBN_ISA asks for.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import LAYOUTS, WRITEABLE, broadcasts
+
+import fastbn
+from fastbn import _cpu
+
+DTYPES = [np.float32, np.float64]
+
+# name: (shape, axes from the outermost in memory to the innermost). The large ones are shared by threads, and the
+# results of the largest are written past the cache.
+CASES = {
+    "nchw": ((4, 3, 5, 7), (0, 1, 2, 3)),
+    "nc": ((40, 7), (0, 1)),
+    "nc, channels outside": ((40, 7), (1, 0)),
+    "ncl, channels innermost": ((5, 21, 6), (0, 2, 1)),
+    "ncl, samples innermost": ((6, 5, 21), (2, 1, 0)),
+    "one sample": ((1, 3, 50), (0, 1, 2)),
+    "one channel": ((9, 1, 50), (0, 1, 2)),
+    "large nchw": ((5, 16, 30, 31), (0, 1, 2, 3)),
+    "large, one channel": ((3, 1, 25000), (0, 1, 2)),
+    "large, three channels": ((2, 3, 17, 1000), (0, 1, 2, 3)),
+    "large nc": ((700, 130), (0, 1)),
+    "large nc, two channels": ((40000, 2), (0, 1)),
+    "large ncl, channels innermost": ((10, 140, 60), (0, 2, 1)),
+    "large, samples innermost": ((100, 5, 200), (2, 1, 0)),
+    "streamed nchw": ((3, 6, 239, 251), (0, 1, 2, 3)),
+    "streamed, short rows": ((2000, 20, 27), (0, 1, 2)),
+    "streamed nc": ((9000, 120), (0, 1)),
+}
+LARGE = [name for name in CASES if name.startswith(("large", "streamed"))]
+SMALL = [name for name in CASES if name not in LARGE]
+STREAMED = [name for name in CASES if name.startswith("streamed")]
+
+
+def laid_out(values, order):
+    """A copy whose axes stand in memory in this order."""
+    copy = np.ascontiguousarray(values.transpose(order))
+    return copy.transpose(np.argsort(order))
+
+
+def make(name, dtype):
+    """(x, dy, gamma, beta) of a case, with channels that are hard to sum: sorted, far from 0, constant, an outlier."""
+    shape, order = CASES[name]
+    rng = np.random.default_rng(list(CASES).index(name))
+    x = rng.normal(1, 3, size=shape)
+    by_channel = np.moveaxis(x, 1, 0)  # a view
+    hard = [lambda v: np.sort(v, axis=None).reshape(v.shape), lambda v: v + 3e4, np.ones_like, lambda v: v**7]
+    for channel, change in zip(by_channel, hard if len(by_channel) > 1 else hard[:1], strict=False):
+        channel[...] = change(channel)
+    gamma = rng.normal(size=shape[1]).astype(np.float32)
+    return laid_out(x.astype(dtype), order), rng.normal(size=shape).astype(dtype), gamma, rng.normal(size=shape[1])
+
+
+def results(x, dy, gamma, beta, eps=1e-5):
+    """Every array that the functions give for these arguments, by name."""
+    y, stats = fastbn.batch_norm(x, gamma, beta, eps=eps)
+    whole = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=eps)
+    constant = fastbn.batch_norm_backward(dy, x, stats[1:], gamma, beta, eps=eps, training=False)
+    sums = fastbn.backward_sums(dy, x, stats, gamma, beta, eps=eps)
+    measured = fastbn.batch_stats(x)
+    return {
+        "y": y,
+        "mean": stats.mean,
+        "var": stats.var,
+        "batch_stats.mean": measured.mean,
+        "batch_stats.var": measured.var,
+        "normalize": fastbn.normalize(x, stats.mean, stats.var, gamma, beta, eps=eps),
+        "dx": whole.dx,
+        "dgamma": whole.dgamma,
+        "dbeta": whole.dbeta,
+        "sum_dy": sums.sum_dy,
+        "sum_dy_xmu": sums.sum_dy_xmu,
+        "backward_apply": fastbn.backward_apply(dy, x, stats, sums, gamma, beta, eps=eps).dx,
+        "constant dx": constant.dx,
+        "constant dgamma": constant.dgamma,
+    }
+
+
+def differing(a, b):
+    """Names of the results whose bytes differ."""
+    assert a.keys() == b.keys()
+    return [name for name in a if a[name].tobytes() != b[name].tobytes()]
+
+
+def constant(name):
+    """A number in _core.pyx, as it stands there."""
+    source = Path(__file__).parents[1] / "fastbn" / "_core.pyx"
+    return eval(re.search(rf"^cdef Py_ssize_t {name} = ([\d< ]+)", source.read_text(), re.MULTILINE).group(1))
+
+
+def test_cases_are_large_enough():
+    sizes = {name: np.prod(shape) for name, (shape, _) in CASES.items()}
+    assert min(sizes[name] for name in LARGE) >= constant("PARALLEL_FROM") > max(sizes[name] for name in SMALL)
+    assert min(sizes[name] for name in STREAMED) * 4 >= constant("STREAM_FROM")
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LARGE)
+def test_threads(name, dtype):
+    arguments = make(name, dtype)
+    with fastbn.num_threads(1):
+        alone = results(*arguments)
+    for threads in (2, 3, 4):
+        with fastbn.num_threads(threads):
+            assert differing(results(*arguments), alone) == [], f"{threads} threads"
+
+
+# ---- builds of the kernels
+
+
+def digest():
+    """Which kernels ran, and a hash of every result of the battery."""
+    hashes = {
+        f"{name}, {np.dtype(dtype)}: {part}": hashlib.sha256(array.tobytes()).hexdigest()
+        for name in CASES
+        for dtype in DTYPES
+        for part, array in results(*make(name, dtype)).items()
+    }
+    return {"isa": fastbn.isa, "kernels": fastbn._dispatch.kernels.__name__, "hashes": hashes}
+
+
+def digest_of(isa, folder):
+    ran = subprocess.run(
+        [sys.executable, __file__], cwd=folder, env={**os.environ, "FASTBN_ISA": isa}, capture_output=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr.decode()
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.skipif(not _cpu.has_x86_64_v3(), reason="this CPU or operating system does not run x86-64-v3")
+def test_builds(tmp_path):
+    baseline, v3 = digest_of("baseline", tmp_path), digest_of("x86-64-v3", tmp_path)
+    assert (baseline["isa"], v3["isa"]) == ("baseline", "x86-64-v3")
+    assert baseline["kernels"] != v3["kernels"]
+    assert len(baseline["hashes"]) == len(CASES) * len(DTYPES) * 14
+    assert [name for name, bits in baseline["hashes"].items() if v3["hashes"][name] != bits] == []
+
+
+# ---- where buffers are, what is written to
+
+
+def placed(values, offset):
+    """A copy in the same memory order, `offset` bytes behind a multiple of 64."""
+    order = sorted(range(values.ndim), key=lambda axis: (-abs(values.strides[axis]), axis))
+    raw = np.empty(values.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    shape = [values.shape[axis] for axis in order]
+    copy = np.ndarray(shape, values.dtype, buffer=raw.data, offset=start).transpose(np.argsort(order))
+    copy[...] = values
+    assert copy.ctypes.data % 64 == offset
+    return copy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_alignment(name, dtype):
+    x, dy, gamma, beta = make(name, dtype)
+    aligned = results(placed(x, 0), placed(dy, 0), gamma, beta)
+    for offset in sorted({*range(0, 64, x.itemsize), 1, 2, 3, 6, 13, 63}):
+        for dy_offset in (0, offset, 63 - offset):
+            moved = results(placed(x, offset), placed(dy, dy_offset), placed(gamma, offset), placed(beta, dy_offset))
+            assert differing(moved, aligned) == [], (offset, dy_offset)
+
+
+# Layouts for large arrays: one way into each loop.
+FEW = ["contiguous", "every-second", "odd-address", "offset-16", "channels-last-gap"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*SMALL, "large nchw", *STREAMED])
+def test_out(name, dtype):
+    x, dy, gamma, beta = make(name, dtype)
+    expected = results(x, dy, gamma, beta)
+    stats = fastbn.batch_stats(x)
+    sums = fastbn.backward_sums(dy, x, stats, gamma, beta)
+    calls = {
+        "y": lambda out, x, dy: fastbn.batch_norm(x, gamma, beta, out=out)[0],
+        "normalize": lambda out, x, dy: fastbn.normalize(x, stats.mean, stats.var, gamma, beta, out=out),
+        "dx": lambda out, x, dy: fastbn.batch_norm_backward(dy, x, stats, gamma, beta, out=out).dx,
+        "backward_apply": lambda out, x, dy: fastbn.backward_apply(dy, x, stats, sums, gamma, beta, out=out).dx,
+        "constant dx": lambda out, x, dy: (
+            fastbn.batch_norm_backward(dy, x, stats[1:], gamma, beta, training=False, out=out).dx
+        ),
+    }
+    for part, call in calls.items():
+        for layout in WRITEABLE if name in SMALL else FEW:
+            out = LAYOUTS[layout](np.zeros_like(dy))
+            assert call(out, x, dy) is out
+            assert out.tobytes() == expected[part].tobytes(), (part, "other memory", layout)
+        over_x = placed(x, 0)
+        assert call(over_x, over_x, dy).tobytes() == expected[part].tobytes(), (part, "over x")
+        if part in ("dx", "backward_apply", "constant dx"):
+            over_dy = dy.copy()
+            assert call(over_dy, x, over_dy).tobytes() == expected[part].tobytes(), (part, "over dy")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_strides_of_dy(name, dtype):
+    x, dy, gamma, beta = make(name, dtype)
+    expected = results(x, dy, gamma, beta)
+    for layout, other in LAYOUTS.items():
+        assert differing(results(x, other(dy), gamma, beta), expected) == [], layout
+    for other in broadcasts(dy):
+        assert differing(results(x, other, gamma, beta), results(x, other.copy(), gamma, beta)) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*SMALL, "large, three channels"])
+def test_strided_x_and_its_copy(name, dtype):
+    """Gaps, negative and zero steps: a copy in the same memory order gives the same bits."""
+    x, dy, gamma, beta = make(name, dtype)
+    layouts = LAYOUTS if name in SMALL else FEW
+    for strided in [*(LAYOUTS[layout](x) for layout in layouts), *broadcasts(x)]:
+        copy = strided.copy(order="K")
+        assert differing(results(strided, dy, gamma, beta), results(copy, dy, gamma, beta)) == [], strided.strides
+
+
+def test_vectors_of_any_kind():
+    x, dy, gamma, beta = make("nchw", np.float32)
+    expected = results(x, dy, gamma, beta)
+    wide = gamma.astype(np.float64)
+    for vector in (wide, np.repeat(wide, 2)[::2], wide[::-1].copy()[::-1], gamma[::-1].copy()[::-1], wide.tolist()):
+        given = results(x, dy, vector, np.repeat(beta, 3)[::3])
+        expected["dgamma"] = expected["dgamma"].astype(given["dgamma"].dtype)  # that of gamma
+        assert [n for n in differing(given, expected) if "dgamma" not in n] == []
+
+
+# ---- fused or split, functions or layers
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_fused_and_split(name, dtype, threads):
+    with fastbn.num_threads(threads):
+        x, dy, gamma, beta = make(name, dtype)
+        given = results(x, dy, gamma, beta)
+        stats = fastbn.batch_stats(x)
+        part = fastbn.backward_apply(dy, x, stats, fastbn.backward_sums(dy, x, stats, gamma), gamma, beta)
+        no_dx = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, need_dx=False)
+        no_params = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, need_params=False)
+    fused = ("mean", "var", "y", "dx", "dx", "dgamma", "dbeta", "dgamma", "dbeta", "dgamma")
+    split = (
+        given["batch_stats.mean"], given["batch_stats.var"], given["normalize"], part.dx, no_params.dx, part.dgamma,
+        part.dbeta, no_dx.dgamma, no_dx.dbeta, given["constant dgamma"],
+    )  # fmt: skip
+    assert [a for a, b in zip(fused, split, strict=True) if given[a].tobytes() != b.tobytes()] == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["nchw", "nc", "large nchw", "large nc", "streamed nchw"])
+def test_layer_and_functions(name, dtype):
+    x, dy, gamma, beta = make(name, dtype)
+    beta = beta.astype(np.float32)
+    bn = fastbn.BatchNorm(x.shape[1])
+    bn.gamma, bn.beta = gamma, beta
+    expected = results(x, dy, gamma, beta)
+    assert bn(x).tobytes() == expected["y"].tobytes()
+    assert bn.backward(dy).tobytes() == expected["dx"].tobytes()
+    assert bn.dgamma.tobytes() == expected["dgamma"].tobytes()
+    assert bn.dbeta.tobytes() == expected["dbeta"].astype(np.float32).tobytes()
+    bn.eval()
+    y = fastbn.normalize(x, bn.running_mean, bn.running_var, gamma, beta)
+    assert bn(x).tobytes() == y.tobytes()
+    frozen = (bn.running_mean, bn.running_var)
+    constant = fastbn.batch_norm_backward(dy, x, frozen, gamma, beta, training=False)
+    assert bn.backward(dy).tobytes() == constant.dx.tobytes()
+    assert bn.dgamma.tobytes() == constant.dgamma.tobytes()
+
+
+# ---- floating-point modes that another library has set
+
+MODES = {"flush to zero": 0x8000, "denormals are zero": 0x0040, "both": 0x8040, "round towards zero": 0x6000}
+DEFAULT_MODE = 0x1F80
+FLAGS = 0x3F  # sticky exception flags: NumPy's own, no part of the mode
+
+MODE_HELPER = """
+#include <xmmintrin.h>
+unsigned get(void) { return _mm_getcsr(); }
+void set(unsigned mode) { _mm_setcsr(mode); }
+#ifdef _OPENMP
+#include <omp.h>
+void team_set(int n, unsigned mode) {
+    _Pragma("omp parallel num_threads(n)")
+    _mm_setcsr(mode);
+}
+void team_get(int n, unsigned *modes) {
+    _Pragma("omp parallel num_threads(n)")
+    modes[omp_get_thread_num()] = _mm_getcsr();
+}
+#endif
+"""
+
+
+@pytest.fixture(scope="module")
+def compile_helper(tmp_path_factory):
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("the floating-point mode is set through MXCSR, which only x86 has")
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build the helper that sets the floating-point mode")
+
+    def build(*flags):
+        folder = tmp_path_factory.mktemp("mode")
+        (folder / "mode.c").write_text(MODE_HELPER)
+        command = ["cc", "-O0", "-shared", "-fPIC", *flags, "-o", "mode.so", "mode.c"]
+        subprocess.run(command, cwd=folder, check=True)
+        library = ctypes.CDLL(str(folder / "mode.so"))
+        library.get.restype = ctypes.c_uint
+        library.set.argtypes = [ctypes.c_uint]
+        return library
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def mode(compile_helper):
+    """A C library with get() and set() for this thread's floating-point mode."""
+    return compile_helper()
+
+
+def in_mode(library, bits, call):
+    """What call() returns when the caller has set a floating-point mode, and the mode that it left behind."""
+    before = library.get()
+    library.set(DEFAULT_MODE | bits)
+    try:
+        result = call()
+        after = library.get()
+    finally:
+        library.set(before)
+    return result, after
+
+
+def tiny(name, dtype):
+    """A case with values and parameters around the smallest normal number: sums, y and dx are subnormal in part."""
+    x, dy, gamma, beta = make(name, dtype)
+    least = float(np.finfo(dtype).tiny)
+    little = np.float32(np.finfo(np.float32).tiny)
+    return (x * dtype(least / 8), dy * dtype(least), gamma * little, beta * least)
+
+
+def test_mode_helper_works(mode):
+    numbers = np.full(8, np.finfo(np.float32).tiny)
+    half, after = in_mode(mode, MODES["flush to zero"], lambda: numbers * np.float32(0.5))
+    assert (half == 0).all()
+    assert after & MODES["flush to zero"]
+    doubled, _ = in_mode(mode, MODES["denormals are zero"], lambda: (numbers / 2) * np.float32(2))
+    assert doubled.tobytes() != numbers.tobytes()
+    assert (numbers * np.float32(0.5) > 0).all()
+
+
+@pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["nchw", "nc", "large nchw", "large nc", "large, one channel", "streamed nchw"])
+def test_mode_of_the_caller(name, dtype, bits, mode):
+    arguments = tiny(name, dtype)
+    for eps in (0, 1e-5):
+        for threads in (1, 3):
+            with fastbn.num_threads(threads):
+                expected = results(*arguments, eps=eps)
+                given, after = in_mode(mode, bits, lambda eps=eps: results(*arguments, eps=eps))
+            assert after & ~FLAGS == DEFAULT_MODE | bits
+            assert differing(given, expected) == []
+
+
+def test_exception_flags_of_the_caller_stay(mode):
+    x, dy, gamma, _ = make("nchw", np.float32)
+    stats = fastbn.batch_stats(x)
+    divided_by_zero = 0x04
+
+    def calls():
+        fastbn.batch_norm(x)
+        fastbn.batch_norm_backward(dy, x, stats, gamma)
+
+    assert in_mode(mode, 0, calls)[1] == DEFAULT_MODE
+    assert in_mode(mode, divided_by_zero, calls)[1] == DEFAULT_MODE | divided_by_zero
+
+
+@pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
+def test_mode_of_worker_threads(bits, compile_helper):
+    """OpenMP's threads may have got another mode from anyone: results are the same, and they keep it."""
+    try:
+        library = compile_helper("-fopenmp")
+    except subprocess.CalledProcessError:
+        pytest.skip("this compiler has no OpenMP")
+    threads = 3
+    found = []
+
+    def work():  # in a thread of its own, which has a team of its own
+        modes = (ctypes.c_uint * threads)()
+        library.team_set(threads, ctypes.c_uint(DEFAULT_MODE | bits))
+        library.set(DEFAULT_MODE)
+        given = [results(*tiny(name, dtype)) for name, dtype in cases]
+        library.team_get(threads, modes)
+        found.extend([given, list(modes)])
+
+    cases = [("large nchw", np.float32), ("large nc", np.float32), ("large, one channel", np.float64)]
+    with fastbn.num_threads(1):
+        expected = [results(*tiny(name, dtype)) for name, dtype in cases]
+    with fastbn.num_threads(threads):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    given, modes = found
+    assert [differing(a, b) for a, b in zip(given, expected, strict=True)] == [[], [], []]
+    assert [m & ~FLAGS for m in modes[1:]] == [DEFAULT_MODE | bits] * (threads - 1)
+
+
+@pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mode_of_the_caller_of_layers_and_statistics(dtype, bits, mode):
+    x, dy, _, beta = tiny("nchw", dtype)
+
+    def use():
+        bn = fastbn.BatchNorm(x.shape[1], momentum=0.3, dtype=dtype)
+        bn.load_state_dict({**bn.state_dict(), "bias": beta})  # of float64
+        y, dx = bn(x), bn.backward(dy)
+        first, second = fastbn.batch_stats(x[:1]), fastbn.batch_stats(x[1:])
+        merged, paper = first.merge(second), fastbn.population_stats([first, second], method="paper")
+        sums = fastbn.backward_sums(dy, x, first) + fastbn.backward_sums(dy, x, first)
+        found = {"y": y, "dx": dx, "mean": merged.mean, "var": merged.var, "unbiased": merged.unbiased_var}
+        found |= {"paper mean": paper.mean, "paper var": paper.var, "sum_dy": sums.sum_dy}
+        found |= {"sum_dy_xmu": sums.sum_dy_xmu, **bn.state_dict()}
+        bn.recalibrate([first, second])
+        return found | {"recalibrated": bn.running_mean, "recalibrated var": bn.running_var}
+
+    expected = use()
+    given, after = in_mode(mode, bits, use)
+    assert after & ~FLAGS == DEFAULT_MODE | bits
+    assert differing(given, expected) == []
+
+
+if __name__ == "__main__":
+    print(json.dumps(digest()))
