@@ -89,9 +89,7 @@ def verdicts(sigmoid: Sequence[Record], conv: Sequence[Record]) -> list[str]:
     without, with_bn = sigmoid
     lines = [
         *compared("test", TEST_GOALS, without, with_bn, without.accuracy, with_bn.accuracy),
-        *compared(
-            "training", TRAINING_GOALS, without, with_bn, without.training_accuracy, with_bn.training_accuracy
-        ),
+        *compared("training", TRAINING_GOALS, without, with_bn, without.training_accuracy, with_bn.training_accuracy),
     ]
     if with_bn.accuracy[-1] < without.accuracy[-1]:
         lines.append(
