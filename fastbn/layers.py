@@ -225,6 +225,7 @@ class BatchNorm:
         """
         if self._saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
+        self._check_writeable("_dgamma", "_dbeta")
         x, stats, gamma, training = self._saved
         if x is None:
             raise RuntimeError("backward: the last forward wrote its result over x (out=x)")
@@ -268,9 +269,7 @@ class BatchNorm:
         self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float, batches: int, stacklevel: int
     ) -> None:
         """Move the running statistics. First warn of channels where they would not be finite: those stay."""
-        for key in ("running_mean", "running_var", "num_batches_tracked"):
-            if not getattr(self, "_" + key).flags.writeable:
-                raise ValueError(f"{key}: expected a writeable array, got a read-only one")
+        self._check_writeable("_running_mean", "_running_var", "_num_batches_tracked")
         change = (self._running_mean, self._running_var, mean, var, correction, weight)
         odd = _core.move_running(*change, False)  # type: ignore[arg-type]
         if odd is not None:
@@ -284,9 +283,17 @@ class BatchNorm:
             _core.move_running(*change, True)  # type: ignore[arg-type]
         self._num_batches_tracked[...] = batches  # type: ignore[index]
 
+    def _check_writeable(self, *attributes: str) -> None:
+        """Before the first byte: a layer read from a read-only buffer must not change by half."""
+        for attribute in attributes:
+            array = getattr(self, attribute)
+            if array is not None and not array.flags.writeable:
+                raise ValueError(f"{attribute[1:]}: expected a writeable array, got a read-only one")
+
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
         if self.track_running_stats:
+            self._check_writeable("_running_mean", "_running_var", "_num_batches_tracked")
             self.running_mean, self.running_var, self.num_batches_tracked = 0, 1, 0
 
     def recalibrate(self, batches: Iterable[ArrayLike | BatchStats], method: str = "pooled") -> None:
@@ -357,6 +364,7 @@ class BatchNorm:
         if missing or unknown:
             raise KeyError(f"d: expected the keys {sorted(own)}; missing {sorted(missing)}, unknown {sorted(unknown)}")
         new = {key: _checked_state(key, d.get(key, 0), array) for key, array in own.items()}
+        self._check_writeable(*STATE)
         for key, array in own.items():
             array[...] = new[key]
 

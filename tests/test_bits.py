@@ -75,7 +75,13 @@ def make(name, dtype):
     shape, order = CASES[name]
     rng = np.random.default_rng(list(CASES).index(name))
     x, dy = rng.normal(1, 3, size=shape), rng.normal(size=shape)
-    hard = [cancelling, lambda v: np.sort(v, axis=None).reshape(v.shape), lambda v: v + 3e4, np.ones_like, lambda v: v**7]
+    hard = [
+        cancelling,
+        lambda v: np.sort(v, axis=None).reshape(v.shape),
+        lambda v: v + 3e4,
+        np.ones_like,
+        lambda v: v**7,
+    ]
     for c, change in zip(range(shape[1]), hard, strict=False):
         x[:, c] = change(x[:, c])
     dy[:, 0] = cancelling(dy[:, 0])

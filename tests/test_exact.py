@@ -325,21 +325,22 @@ INFECTIONS = {
 }
 
 
-def infected(order, where, values, n=700):
+def infected(order, where, values, dtype, n=700):
     """Four ordinary channels, and x with `values` from position `where` on in channel 1 of a copy."""
-    channels = np.array(channels_of(random_array((n, 4))))
+    channels = np.array(channels_of(random_array((n, 4), dtype)))
     sick = channels.copy()
     sick[1, where : where + len(values)] = values
     return ORDERS[order](channels), ORDERS[order](sick)
 
 
+@dtypes
 @orders
 @pytest.mark.parametrize("where", [0, 3, 300, 697])
 @pytest.mark.parametrize("infection", INFECTIONS)
-def test_nan_and_infinity_stay_in_their_channel(infection, where, order):
-    healthy, sick = infected(order, where, INFECTIONS[infection])
+def test_nan_and_infinity_stay_in_their_channel(infection, where, order, dtype):
+    healthy, sick = infected(order, where, INFECTIONS[infection], dtype)
     gamma, beta = np.random.default_rng(0).normal(size=(2, 4))
-    dy = random_array(healthy.shape, seed=1)
+    dy = random_array(healthy.shape, dtype, seed=1)
     others = [0, 2, 3]
 
     y, stats = fastbn.batch_norm(healthy, gamma, beta)
@@ -376,10 +377,11 @@ def assert_same_kind(found, expected):
     assert np.array_equal(found[odd], expected[odd], equal_nan=True)
 
 
+@dtypes
 @orders
 @pytest.mark.parametrize("infection", INFECTIONS)
-def test_with_given_statistics_nan_and_infinity_stay_in_their_value(infection, order):
-    healthy, sick = infected(order, 350, INFECTIONS[infection])
+def test_with_given_statistics_nan_and_infinity_stay_in_their_value(infection, order, dtype):
+    healthy, sick = infected(order, 350, INFECTIONS[infection], dtype)
     mean, var = np.random.default_rng(0).uniform(0.5, 1, (2, 4))
     touched = channels_of(healthy) != channels_of(sick)
     for with_values in (

@@ -12,7 +12,7 @@ import pytest
 import threadpoolctl
 
 import fastbn
-from fastbn import _core, _threads
+from fastbn import _core, _cpu, _threads
 
 PARALLEL = _core.openmp() > 0
 needs_openmp = pytest.mark.skipif(not PARALLEL, reason="a serial build of fastbn")
@@ -31,7 +31,7 @@ def _settings_stay():
 
 def python(script, folder, timeout=60, **environment):
     """The output of a Python script that runs far from the checkout. A script that hangs is a failure."""
-    names = ("FASTBN_NUM_THREADS", "OMP_NUM_THREADS")
+    names = ("FASTBN_NUM_THREADS", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     clean = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", script], cwd=folder, env={**clean, **environment}, timeout=timeout,
@@ -170,6 +170,24 @@ def test_affinity(tmp_path):
     one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert printed(one + NUMBER, tmp_path) == "1"
     assert printed(one + NUMBER, tmp_path, FASTBN_NUM_THREADS="2") == "2"
+
+
+WAITS = "import os, fastbn; print({k: v for k, v in os.environ.items() if k in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')})"
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=lambda given: str(*given)
+)
+def test_environment_stays_as_it_was(given, tmp_path):
+    assert printed(WAITS, tmp_path, **given) == str(given)
+
+
+@needs_openmp
+@pytest.mark.skipif("gcc" not in _cpu.compiler(), reason="libgomp alone has this variable")
+@pytest.mark.parametrize(("given", "used"), [({}, 1000), ({"GOMP_SPINCOUNT": "7"}, 7)], ids=["default", "set"])
+def test_waiting_threads_do_not_spin_for_long(given, used, tmp_path):
+    ran = python("import fastbn", tmp_path, OMP_DISPLAY_ENV="verbose", **given)
+    assert f"GOMP_SPINCOUNT = '{used}'" in ran.stderr
 
 
 QUOTAS = {
