@@ -88,6 +88,19 @@ def test_hard_data_of_several_blocks(name, order, dtype):
 
 @dtypes
 @orders
+def test_gradients_of_a_layer_in_evaluation_whose_input_is_at_the_running_mean(order, dtype):
+    """x - mean is 1e-11 of x, far less than the given standard deviation: the difference must be taken exactly."""
+    values = np.array([1, 0.1, -1e4, 1e20]).astype(dtype)
+    x = ORDERS[order](np.repeat(values[:, None], 3000, axis=1))
+    mean, var = values.astype(np.float64) * (1 + 1e-11), np.square(values, dtype=np.float64)
+    dy = random_array(x.shape, dtype, seed=1)
+    for eps in (0, 1e-5):
+        _, dgamma, dbeta, _ = fastbn.batch_norm_backward(dy, x, (mean, var), mean, mean, eps=eps, training=False)
+        assert_parameter_gradients(dgamma, dbeta, dy, x, mean, var, eps)
+
+
+@dtypes
+@orders
 def test_hard_channels_in_place(order, dtype):
     """What is summed twice is still normalised once, and read before it is written over."""
     x = ORDERS[order](mixture(3000, dtype))
