@@ -108,6 +108,8 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
     def __add__(self, other: object) -> Any:
         raise TypeError("BatchStats: statistics are merged with .merge(), not added")
 
+    __radd__ = __add__
+
     @property
     def unbiased_var(self) -> np.ndarray:
         """The variance divided by count - 1, shape (C,). ValueError where count < 2."""
@@ -173,14 +175,14 @@ class GradientSums(_Vectors, _GradientSums):  # type: ignore[misc]
 
     def __add__(self, other: object) -> GradientSums:
         if not isinstance(other, GradientSums):
-            return NotImplemented
+            raise TypeError(f"GradientSums: expected GradientSums to add, got {type(other).__name__}")
         _same_length(("the first", "the second"), self.sum_dy, other.sum_dy)
         with np.errstate(all="ignore"), DefaultMode():
             return GradientSums(self.sum_dy + other.sum_dy, self.sum_dy_xmu + other.sum_dy_xmu)
 
     def __radd__(self, other: object) -> GradientSums:
         """Let sum() of parts work, which starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else self + other
 
 
 class Gradients(NamedTuple):

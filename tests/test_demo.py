@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_divergence_is_recorded_without_a_warning():
 
 def command(*args):
     call = [sys.executable, "-m", "fastbn", *args]
-    return subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(call, capture_output=True, text=True, timeout=60, check=False, cwd=tempfile.gettempdir())
 
 
 def test_help_version_and_config():
@@ -261,7 +262,8 @@ def test_help_version_and_config():
 def test_import_needs_no_extra():
     late = {*requirements.EXTRA, "fastbn.demo"}
     code = f"import sys, fastbn, fastbn.cli; print({late} & {{*sys.modules}} or None)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True, cwd=tempfile.gettempdir())
     assert done.stdout == "None\n"
 
 
