@@ -253,11 +253,11 @@ def test_exact_gradients(n, order, dtype):
 
 @pytest.mark.parametrize("order", ["planes", "rows"])
 def test_sums_are_exact_beyond_53_bits(order):
-    """Squares of 48 bits, added 2**22 times: a sum of 70 bits whose parts all count (compensated sums).
+    """Squares of 44 bits, added 2**22 times: a sum of 66 bits whose parts all count (compensated sums).
 
     The sum is a power of two times the square, so the variance is the square itself.
     """
-    widest = 2.0**24 - 1
+    widest = 2.0**22 - 1
     values = np.tile([-widest, widest], 2**21)
     shape = (4, 1, 2**20) if order == "planes" else (2**22, 1)
     x = from_channels(values[None], shape)

@@ -15,7 +15,20 @@ cdef extern from "platform.h":
     void stream_line(void *to, const void *line) noexcept nogil
     void stream_fence() noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
-    double add_exact_product(double a, double b, double c) noexcept nogil
+
+cdef extern from "lanes.h":
+    ctypedef struct lanes_t:    # LANES float64 in registers
+        pass
+    lanes_t lanes_load(const double *) noexcept nogil
+    lanes_t lanes_widen(const float *) noexcept nogil
+    lanes_t lanes_all(double) noexcept nogil
+    lanes_t lanes_add(lanes_t x, lanes_t y) noexcept nogil
+    lanes_t lanes_sub(lanes_t x, lanes_t y) noexcept nogil
+    lanes_t lanes_mul(lanes_t x, lanes_t y) noexcept nogil
+    lanes_t lanes_add_exact(lanes_t x, lanes_t y, lanes_t z) noexcept nogil
+    lanes_t lanes_last(lanes_t x, Py_ssize_t n) noexcept nogil
+    double lanes_sum(lanes_t) noexcept nogil
+    void lanes_store(double *, lanes_t) noexcept nogil
 
 include "team.pxi"
 include "views.pxi"

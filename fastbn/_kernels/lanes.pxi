@@ -9,98 +9,55 @@
 # *_span: a run of values of one channel.  *_rows: some rows of `width` channels, each row contiguous.
 
 
-cdef enum:
-    TURN = 4    # lines of sums, then lines of results
-
-
 ctypedef fused real:
     float
     double
 
 
-cdef inline double fold(double *lane) noexcept nogil:
-    """Sum of the lanes, as a tree. Destroys them."""
-    cdef int k
-    for k in range(8):
-        lane[k] += lane[k + 8]
-    for k in range(4):
-        lane[k] += lane[k + 4]
-    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+cdef struct Lanes:
+    double s[LANES]
+    double t[LANES]
 
 
-cdef inline void deviations_line(const real *x, double center, double *s, double *t) noexcept nogil:
-    """s += x - center, t += (x - center)**2."""
-    cdef Py_ssize_t k
-    cdef double d
-    for k in range(LANES):
-        d = <double>x[k] - center
-        s[k] += d
-        t[k] += d*d
+cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
+    """(Not by memset: what compilers make of it takes longer than the sums of a short row.)"""
+    lanes_store(lanes.s, lanes_all(0))
+    lanes_store(lanes.t, lanes_all(0))
 
 
-cdef inline void products_line(const real *dy, const real *x, double center, double *s, double *t) noexcept nogil:
-    """s += dy, t += dy*(x - center)."""
-    cdef Py_ssize_t k
-    cdef double g
-    for k in range(LANES):
-        g = dy[k]
-        s[k] += g
-        t[k] += g*(<double>x[k] - center)
-
-
-cdef inline void near_deviations_line(const real *x, double center, double *s, double *t) noexcept nogil:
-    """deviations_line as the first attempt: float32 about 0."""
-    cdef Py_ssize_t k
-    cdef double d
+cdef inline lanes_t read_lanes(const real *x) noexcept nogil:
     if real is double:
-        deviations_line(x, center, s, t)
+        return lanes_load(x)
     else:
-        for k in range(LANES):
-            d = x[k]
-            s[k] += d
-            t[k] = add_exact_product(d, d, t[k])
+        return lanes_widen(x)
 
 
-cdef inline void near_products_line(const real *dy, const real *x, double center, double *s, double *t) noexcept nogil:
-    """products_line as the first attempt: float32 about 0."""
-    cdef Py_ssize_t k
-    cdef double g
+cdef inline lanes_t near_deviations(const real *x, lanes_t center) noexcept nogil:
+    """What the first attempt takes as x - center: float32 about 0."""
     if real is double:
-        products_line(dy, x, center, s, t)
+        return lanes_sub(read_lanes(x), center)
     else:
-        for k in range(LANES):
-            g = dy[k]
-            s[k] += g
-            t[k] = add_exact_product(g, <double>x[k], t[k])
+        return read_lanes(x)
 
 
-cdef inline void deviations_rest(const real *x, Py_ssize_t length, double center, double *s, double *t) noexcept nogil:
-    """The last, partial line: filled up with zeros, so that the lanes stay in registers."""
-    cdef double d[LANES]
+cdef inline lanes_t add_near_product(const real *typed, lanes_t a, lanes_t b, lanes_t total) noexcept nogil:
+    """total + a*b, for what near_deviations() or read_lanes() gave."""
+    if real is double:
+        return lanes_add(total, lanes_mul(a, b))
+    else:
+        return lanes_add_exact(a, b, total)
+
+
+cdef inline const real *last_line(const real *x, Py_ssize_t length, real *line) noexcept nogil:
+    """The last LANES of `length` values; of fewer, in `line`, with something before them."""
     cdef Py_ssize_t k
+    if length >= LANES:
+        return x + length - LANES
     for k in range(LANES):
-        d[k] = 0
+        line[k] = 0
     for k in range(length):
-        d[k] = <double>x[k] - center
-    for k in range(LANES):
-        s[k] += d[k]
-        t[k] += d[k]*d[k]
-
-
-cdef inline void products_rest(const real *dy, const real *x, Py_ssize_t length, double center,
-                               double *s, double *t) noexcept nogil:
-    cdef double g[LANES]
-    cdef double d[LANES]
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        g[k] = 0
-        d[k] = 0
-    for k in range(length):
-        g[k] = dy[k]
-        d[k] = <double>x[k] - center
-    for k in range(LANES):
-        s[k] += g[k]
-        t[k] += g[k]*d[k]
+        line[LANES - length + k] = x[k]
+    return line
 
 
 cdef inline void prefetch_lanes(const real *ahead) noexcept nogil:
@@ -108,13 +65,6 @@ cdef inline void prefetch_lanes(const real *ahead) noexcept nogil:
     prefetch_line(ahead)
     if real is double:
         prefetch_line(ahead + LANES//2)
-
-
-cdef inline void clear(double *s, double *t) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        s[k] = 0
-        t[k] = 0
 
 
 cdef inline void normalize_line(const real *x, real *y, real center, real mul, real add) noexcept nogil:
@@ -142,115 +92,162 @@ cdef inline Py_ssize_t unaligned(const real *out, Py_ssize_t length) noexcept no
     return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(real)))
 
 
-# ---- sums over a span of at most CHUNK values
+# ---- sums over a span
 
 cdef void far_deviations_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead,
-                              Py_ssize_t length, double center, Sums *total) noexcept nogil:
-    """a += sum(x - center), b += sum((x - center)**2). There is no dy."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+                              Py_ssize_t length, double center, Lanes *lanes) noexcept nogil:
+    """s += x - center, t += (x - center)**2. There is no dy."""
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center), d
+    cdef real line[LANES]
     cdef Py_ssize_t i = 0
-    clear(s, t)
     while i + LANES <= length:
-        deviations_line(x + i, center, s, t)
+        d = lanes_sub(read_lanes(x + i), middle)
+        s = lanes_add(s, d)
+        t = lanes_add(t, lanes_mul(d, d))
         i += LANES
     if i < length:
-        deviations_rest(x + i, length - i, center, s, t)
-    add_pair(total, fold(s), fold(t))
+        d = lanes_last(lanes_sub(read_lanes(last_line(x, length, line)), middle), length - i)
+        s = lanes_add(s, d)
+        t = lanes_add(t, lanes_mul(d, d))
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
 
 
 cdef void far_products_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead,
-                            Py_ssize_t length, double center, Sums *total) noexcept nogil:
-    """a += sum(dy), b += sum(dy*(x - center))."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+                            Py_ssize_t length, double center, Lanes *lanes) noexcept nogil:
+    """s += dy, t += dy*(x - center)."""
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center), g, d
+    cdef real x_line[LANES]
+    cdef real dy_line[LANES]
     cdef Py_ssize_t i = 0
-    clear(s, t)
     while i + LANES <= length:
-        products_line(dy + i, x + i, center, s, t)
+        g = read_lanes(dy + i)
+        d = lanes_sub(read_lanes(x + i), middle)
+        s = lanes_add(s, g)
+        t = lanes_add(t, lanes_mul(g, d))
         i += LANES
     if i < length:
-        products_rest(dy + i, x + i, length - i, center, s, t)
-    add_pair(total, fold(s), fold(t))
+        g = lanes_last(read_lanes(last_line(dy, length, dy_line)), length - i)
+        d = lanes_last(lanes_sub(read_lanes(last_line(x, length, x_line)), middle), length - i)
+        s = lanes_add(s, g)
+        t = lanes_add(t, lanes_mul(g, d))
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
 
 
 cdef void deviations_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
-                          double center, Sums *total) noexcept nogil:
+                          double center, Lanes *lanes) noexcept nogil:
     """far_deviations_span as the first attempt, with the values that come next on their way."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center), d
+    cdef real line[LANES]
     cdef Py_ssize_t i = 0
-    clear(s, t)
     while i + LANES <= length:
         prefetch_lanes(x_ahead + i)
-        near_deviations_line(x + i, center, s, t)
+        d = near_deviations(x + i, middle)
+        s = lanes_add(s, d)
+        t = add_near_product(x, d, d, t)
         i += LANES
     if i < length:
-        deviations_rest(x + i, length - i, center, s, t)
-    add_pair(total, fold(s), fold(t))
+        d = lanes_last(near_deviations(last_line(x, length, line), middle), length - i)
+        s = lanes_add(s, d)
+        t = add_near_product(x, d, d, t)
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
 
 
 cdef void products_span(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, Py_ssize_t length,
-                        double center, Sums *total) noexcept nogil:
+                        double center, Lanes *lanes) noexcept nogil:
     """far_products_span as the first attempt, with the values that come next on their way."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center), g, d
+    cdef real x_line[LANES]
+    cdef real dy_line[LANES]
     cdef Py_ssize_t i = 0
-    clear(s, t)
     while i + LANES <= length:
         prefetch_lanes(dy_ahead + i)
         prefetch_lanes(x_ahead + i)
-        near_products_line(dy + i, x + i, center, s, t)
+        g = read_lanes(dy + i)
+        d = near_deviations(x + i, middle)
+        s = lanes_add(s, g)
+        t = add_near_product(x, g, d, t)
         i += LANES
     if i < length:
-        products_rest(dy + i, x + i, length - i, center, s, t)
-    add_pair(total, fold(s), fold(t))
+        g = lanes_last(read_lanes(last_line(dy, length, dy_line)), length - i)
+        d = lanes_last(near_deviations(last_line(x, length, x_line), middle), length - i)
+        s = lanes_add(s, g)
+        t = add_near_product(x, g, d, t)
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
 
 
 # ---- results over a span; with `stream`, whole lines of them go past the cache
+#
+# Results may take the place of x or dy, so a line is computed as a whole before it is written, and the last LANES
+# values, which are computed together whatever the length, are read before anything is written.
 
 cdef void normalize_span(const real *dy, const real *x, real *y, Py_ssize_t length, const Coefficients *f,
                          bint stream) noexcept nogil:
     """y = (x - center)*mul + add. There is no dy."""
     cdef real line[LANES]
+    cdef real last[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add
-    cdef Py_ssize_t i, start = 0
+    cdef Py_ssize_t i = 0, k
     if f.wide:
         for i in range(length):
             y[i] = <real>((<double>x[i] - f.center)*f.mul + f.add)
-        return
-    if stream:
-        start = unaligned(y, length)
-        for i in range(start):
+    elif stream or length < LANES:
+        if stream:
+            while i < unaligned(y, length):
+                y[i] = (x[i] - center)*mul + add
+                i += 1
+            while i + LANES <= length:
+                normalize_line(x + i, line, center, mul, add)
+                stream_lanes(y + i, line)
+                i += LANES
+        while i < length:
             y[i] = (x[i] - center)*mul + add
-        while start + LANES <= length:
-            normalize_line(x + start, line, center, mul, add)
-            stream_lanes(y + start, line)
-            start += LANES
-    for i in range(start, length):
-        y[i] = (x[i] - center)*mul + add
+            i += 1
+    else:
+        normalize_line(x + length - LANES, last, center, mul, add)
+        while i + LANES <= length:
+            normalize_line(x + i, line, center, mul, add)
+            for k in range(LANES):
+                y[i + k] = line[k]
+            i += LANES
+        for k in range(LANES):
+            y[length - LANES + k] = last[k]
 
 
 cdef void gradient_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f,
                         bint stream) noexcept nogil:
     """dx = (dy*mul + add) + (x - center)*by_x: this order keeps every term within four roundings."""
     cdef real line[LANES]
+    cdef real last[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
-    cdef Py_ssize_t i, start = 0
+    cdef Py_ssize_t i = 0, k
     if f.wide:
         for i in range(length):
             dx[i] = <real>((<double>dy[i]*f.mul + f.add) + (<double>x[i] - f.center)*f.by_x)
-        return
-    if stream:
-        start = unaligned(dx, length)
-        for i in range(start):
+    elif stream or length < LANES:
+        if stream:
+            while i < unaligned(dx, length):
+                dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
+                i += 1
+            while i + LANES <= length:
+                gradient_line(dy + i, x + i, line, center, mul, add, by_x)
+                stream_lanes(dx + i, line)
+                i += LANES
+        while i < length:
             dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
-        while start + LANES <= length:
-            gradient_line(dy + start, x + start, line, center, mul, add, by_x)
-            stream_lanes(dx + start, line)
-            start += LANES
-    for i in range(start, length):
-        dx[i] = (dy[i]*mul + add) + (x[i] - center)*by_x
+            i += 1
+    else:
+        gradient_line(dy + length - LANES, x + length - LANES, last, center, mul, add, by_x)
+        while i + LANES <= length:
+            gradient_line(dy + i, x + i, line, center, mul, add, by_x)
+            for k in range(LANES):
+                dx[i + k] = line[k]
+            i += LANES
+        for k in range(LANES):
+            dx[length - LANES + k] = last[k]
 
 
 cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length, const Coefficients *f,
@@ -268,81 +265,75 @@ cdef void scale_span(const real *dy, const real *x, real *dx, Py_ssize_t length,
 
 # ---- both at once: the result of one channel and the sums of the next, line by line in turn
 #
-# (TURN lines of each: between two streaming stores compilers cannot keep the lanes in registers.)
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
 cdef void normalize_and_deviations(const real *dy, const real *x, real *y, const Coefficients *f, bint stream,
                                    const real *next_dy, const real *next_x, const real *dy_ahead,
                                    const real *x_ahead, Py_ssize_t length, double center_of_sums,
-                                   Sums *total) noexcept nogil:
+                                   Lanes *lanes) noexcept nogil:
     """normalize_span of one channel and deviations_span of another, `length` values of each."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center_of_sums), d
     cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add
-    cdef Py_ssize_t i = 0, k, start = unaligned(y, length)
+    cdef Py_ssize_t i = 0, start = unaligned(y, length)
     if f.wide or not stream:
         start = length
-    normalize_span(dy, x, y, start, f, False)
-    clear(s, t)
-    while start + TURN*LANES <= length:
-        for k in range(TURN):
-            prefetch_lanes(x_ahead + i + k*LANES)
-            near_deviations_line(next_x + i + k*LANES, center_of_sums, s, t)
-        for k in range(TURN):
-            normalize_line(x + start + k*LANES, line, center, mul, add)
-            stream_lanes(y + start + k*LANES, line)
-        i += TURN*LANES
-        start += TURN*LANES
-    normalize_span(dy, x + start, y + start, length - start, f, False)
-    while i + LANES <= length:
-        near_deviations_line(next_x + i, center_of_sums, s, t)
+    if start > 0:
+        normalize_span(dy, x, y, start, f, False)
+    while start + LANES <= length:
+        prefetch_lanes(x_ahead + i)
+        d = near_deviations(next_x + i, middle)
+        s = lanes_add(s, d)
+        t = add_near_product(next_x, d, d, t)
+        normalize_line(x + start, line, center, mul, add)
+        stream_lanes(y + start, line)
         i += LANES
+        start += LANES
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
     if i < length:
-        deviations_rest(next_x + i, length - i, center_of_sums, s, t)
-    add_pair(total, fold(s), fold(t))
+        normalize_span(dy, x + start, y + start, length - start, f, False)
+        deviations_span(dy, next_x + i, dy, x_ahead + i, length - i, center_of_sums, lanes)
 
 
 cdef void gradient_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                                 const real *next_dy, const real *next_x, const real *dy_ahead,
                                 const real *x_ahead, Py_ssize_t length, double center_of_sums,
-                                Sums *total) noexcept nogil:
+                                Lanes *lanes) noexcept nogil:
     """gradient_span of one channel and products_span of another, `length` values of each."""
-    cdef double s[LANES]
-    cdef double t[LANES]
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), middle = lanes_all(center_of_sums), g, d
     cdef real line[LANES]
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.add, by_x = <real>f.by_x
-    cdef Py_ssize_t i = 0, k, start = unaligned(dx, length)
+    cdef Py_ssize_t i = 0, start = unaligned(dx, length)
     if f.wide or not stream:
         start = length
-    gradient_span(dy, x, dx, start, f, False)
-    clear(s, t)
-    while start + TURN*LANES <= length:
-        for k in range(TURN):
-            prefetch_lanes(dy_ahead + i + k*LANES)
-            prefetch_lanes(x_ahead + i + k*LANES)
-            near_products_line(next_dy + i + k*LANES, next_x + i + k*LANES, center_of_sums, s, t)
-        for k in range(TURN):
-            gradient_line(dy + start + k*LANES, x + start + k*LANES, line, center, mul, add, by_x)
-            stream_lanes(dx + start + k*LANES, line)
-        i += TURN*LANES
-        start += TURN*LANES
-    gradient_span(dy + start, x + start, dx + start, length - start, f, False)
-    while i + LANES <= length:
-        near_products_line(next_dy + i, next_x + i, center_of_sums, s, t)
+    if start > 0:
+        gradient_span(dy, x, dx, start, f, False)
+    while start + LANES <= length:
+        prefetch_lanes(dy_ahead + i)
+        prefetch_lanes(x_ahead + i)
+        g = read_lanes(next_dy + i)
+        d = near_deviations(next_x + i, middle)
+        s = lanes_add(s, g)
+        t = add_near_product(next_x, g, d, t)
+        gradient_line(dy + start, x + start, line, center, mul, add, by_x)
+        stream_lanes(dx + start, line)
         i += LANES
+        start += LANES
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
     if i < length:
-        products_rest(next_dy + i, next_x + i, length - i, center_of_sums, s, t)
-    add_pair(total, fold(s), fold(t))
+        gradient_span(dy + start, x + start, dx + start, length - start, f, False)
+        products_span(next_dy + i, next_x + i, dy_ahead + i, x_ahead + i, length - i, center_of_sums, lanes)
 
 
 cdef void scale_and_products(const real *dy, const real *x, real *dx, const Coefficients *f, bint stream,
                              const real *next_dy, const real *next_x, const real *dy_ahead,
                              const real *x_ahead, Py_ssize_t length, double center_of_sums,
-                             Sums *total) noexcept nogil:
+                             Lanes *lanes) noexcept nogil:
     """scale_span of one channel and products_span of another."""
     scale_span(dy, x, dx, length, f, stream)
-    products_span(next_dy, next_x, dy_ahead, x_ahead, length, center_of_sums, total)
+    products_span(next_dy, next_x, dy_ahead, x_ahead, length, center_of_sums, lanes)
 
 
 # ---- rows
@@ -482,14 +473,14 @@ cdef void scale_rows(const real **dy, const real **x, real **dx, Py_ssize_t rows
 
 
 ctypedef void (*sum_span)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, Py_ssize_t length,
-                          double center, Sums *) noexcept nogil
+                          double center, Lanes *) noexcept nogil
 ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, const double *center,
                           double *a, double *b) noexcept nogil
 ctypedef void (*apply_span)(const void *dy, const void *x, void *out, Py_ssize_t length,
                             const Coefficients *, bint stream) noexcept nogil
 ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, const Coefficients *, bint stream,
                             const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
-                            Py_ssize_t length, double center, Sums *) noexcept nogil
+                            Py_ssize_t length, double center, Lanes *) noexcept nogil
 ctypedef void (*apply_rows)(const void **dy, const void **x, void **out, Py_ssize_t rows, Py_ssize_t width,
                             const Coefficients *) noexcept nogil
 

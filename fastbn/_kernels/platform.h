@@ -60,13 +60,6 @@ static inline void stream_fence(void) {}
 #define prefetch_line(address) ((void)(address))
 #endif
 
-/* a*b + c for a and b that were float32: their product is exact in double, so fused or not the bits are the same. */
-#ifdef __FMA__
-#define add_exact_product(a, b, c) __builtin_fma(a, b, c)
-#else
-#define add_exact_product(a, b, c) ((a)*(b) + (c))
-#endif
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif

@@ -13,8 +13,8 @@ cdef enum Dtype:
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
-    CHUNK = 512         # values that share lanes: 32 additions a lane, then the lanes are folded
-    ROW_CHUNK = 128     # the same for rows: 32 additions of four, or 64 of two, then a sum is put away
+    CHUNK = 512         # values of a tile
+    ROW_CHUNK = 128     # rows that are added up, 32 additions of four or 64 of two, before the sum is put away
     TILE_ROWS = 32      # rows and channels of a tile
     TILE_WIDTH = 128
     GATHERED_ROWS = 8   # rows of a tile that is gathered; a multiple of 4, so that the sums group the same rows

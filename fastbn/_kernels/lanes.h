@@ -1,0 +1,108 @@
+/* The partial sums of a reduction: 16 float64 side by side, in as many registers as it takes. One type and a few
+   operations on it, because compilers keep arrays of partial sums in registers in some loops and on the stack in
+   others. Every operation acts on each lane by itself: the bits do not depend on the registers. */
+#ifndef FASTBN_LANES_H
+#define FASTBN_LANES_H
+#include <stdint.h>
+
+#if defined(__AVX__)
+typedef __m256d part_t;
+#define EACH_PART(f) f(a, 0) f(b, 4) f(c, 8) f(d, 12)
+typedef struct { part_t a, b, c, d; } lanes_t;
+#define PART_LOAD(p) _mm256_loadu_pd(p)
+#define PART_STORE(p, v) _mm256_storeu_pd(p, v)
+#define PART_WIDEN(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define PART_ALL(v) _mm256_set1_pd(v)
+#define PART_ADD(x, y) _mm256_add_pd(x, y)
+#define PART_SUB(x, y) _mm256_sub_pd(x, y)
+#define PART_MUL(x, y) _mm256_mul_pd(x, y)
+#define PART_AND(x, p) _mm256_and_pd(x, _mm256_castsi256_pd(_mm256_loadu_si256((const __m256i *)(p))))
+#elif defined(__SSE2__) || defined(_M_X64)
+typedef __m128d part_t;
+#define EACH_PART(f) f(a, 0) f(b, 2) f(c, 4) f(d, 6) f(e, 8) f(g, 10) f(h, 12) f(i, 14)
+typedef struct { part_t a, b, c, d, e, g, h, i; } lanes_t;
+#define PART_LOAD(p) _mm_loadu_pd(p)
+#define PART_STORE(p, v) _mm_storeu_pd(p, v)
+#define PART_WIDEN(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(p))))
+#define PART_ALL(v) _mm_set1_pd(v)
+#define PART_ADD(x, y) _mm_add_pd(x, y)
+#define PART_SUB(x, y) _mm_sub_pd(x, y)
+#define PART_MUL(x, y) _mm_mul_pd(x, y)
+#define PART_AND(x, p) _mm_and_pd(x, _mm_castsi128_pd(_mm_loadu_si128((const __m128i *)(p))))
+#else
+typedef double part_t;
+#define EACH_PART(f) f(a, 0) f(b, 1) f(c, 2) f(d, 3) f(e, 4) f(g, 5) f(h, 6) f(i, 7) \
+    f(j, 8) f(k, 9) f(l, 10) f(m, 11) f(n, 12) f(o, 13) f(q, 14) f(s, 15)
+typedef struct { part_t a, b, c, d, e, g, h, i, j, k, l, m, n, o, q, s; } lanes_t;
+#define PART_LOAD(p) (*(p))
+#define PART_STORE(p, v) (*(p) = (v))
+#define PART_WIDEN(p) ((double)*(p))
+#define PART_ALL(v) (v)
+#define PART_ADD(x, y) ((x) + (y))
+#define PART_SUB(x, y) ((x) - (y))
+#define PART_MUL(x, y) ((x)*(y))
+#define PART_AND(x, p) (*(p) ? (x) : 0.0)
+#endif
+
+/* For x and y that were float32: their product is exact in float64, so fused or not the bits are the same. */
+#if defined(__FMA__) && defined(__AVX__)
+#define PART_ADD_EXACT(x, y, z) _mm256_fmadd_pd(x, y, z)
+#else
+#define PART_ADD_EXACT(x, y, z) PART_ADD(PART_MUL(x, y), z)
+#endif
+
+#define LANES_FUNCTION(name, arguments, part) \
+    static inline lanes_t name arguments { lanes_t r; EACH_PART(part) return r; }
+
+#define PART(f, i) r.f = PART_LOAD(p + i);
+LANES_FUNCTION(lanes_load, (const double *p), PART)
+#undef PART
+#define PART(f, i) r.f = PART_WIDEN(p + i);
+LANES_FUNCTION(lanes_widen, (const float *p), PART)
+#undef PART
+#define PART(f, i) r.f = PART_ALL(v);
+LANES_FUNCTION(lanes_all, (double v), PART)
+#undef PART
+#define PART(f, i) r.f = PART_ADD(x.f, y.f);
+LANES_FUNCTION(lanes_add, (lanes_t x, lanes_t y), PART)
+#undef PART
+#define PART(f, i) r.f = PART_SUB(x.f, y.f);
+LANES_FUNCTION(lanes_sub, (lanes_t x, lanes_t y), PART)
+#undef PART
+#define PART(f, i) r.f = PART_MUL(x.f, y.f);
+LANES_FUNCTION(lanes_mul, (lanes_t x, lanes_t y), PART)
+#undef PART
+#define PART(f, i) r.f = PART_ADD_EXACT(x.f, y.f, z.f);
+LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
+#undef PART
+
+/* The last n lanes of x, 0 in the others: by bits, so that NaN goes too. */
+static const uint64_t LAST_LANES[32] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+#define ALL_OF_4 ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0, ~(uint64_t)0
+    ALL_OF_4, ALL_OF_4, ALL_OF_4, ALL_OF_4};
+#define PART(f, i) r.f = PART_AND(x.f, LAST_LANES + n + i);
+LANES_FUNCTION(lanes_last, (lanes_t x, intptr_t n), PART)
+#undef PART
+
+#define PART(f, i) PART_STORE(p + i, x.f);
+static inline void lanes_store(double *p, lanes_t x) { EACH_PART(PART) }
+#undef PART
+
+/* Their sum, as a tree: lanes 8 apart first, then 4, 2, 1. */
+static inline double lanes_sum(lanes_t x) {
+#if defined(__AVX__)
+    __m256d four = _mm256_add_pd(_mm256_add_pd(x.a, x.c), _mm256_add_pd(x.b, x.d));
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+#else
+    double v[16];
+    int apart, k;
+    lanes_store(v, x);
+    for (apart = 8; apart > 0; apart /= 2)
+        for (k = 0; k < apart; k++)
+            v[k] += v[k + apart];
+    return v[0];
+#endif
+}
+#endif
