@@ -416,6 +416,21 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
     return dx, s, t, dgamma, dbeta
 
 
+def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
+    """y = x, or y = x + w, as fast as memory goes: what benchmarks compare with.
+
+    Contiguous arrays of one dtype, from multiples of 64 bytes on. What is left after lines of 16 values is left out.
+    """
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
+    cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    cdef int threads = get_threads() if size >= PARALLEL_FROM else 1
+    cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
+    for a in (x, y) if w is None else (x, w, y):
+        if a.dtype != x.dtype or a.size != size or not a.flags.c_contiguous or a.ctypes.data % 64:
+            raise ValueError("floor: expected contiguous arrays of one size and dtype, from multiples of 64 bytes on")
+    KERNELS.floor(cnp.PyArray_BYTES(x), added, cnp.PyArray_BYTES(y), size//LANES, dtype, stream, threads)
+
+
 cdef cnp.ndarray gradient_like(cnp.ndarray parameter, const Call *call):
     """A fresh vector for a parameter's gradient: of its type where it is given, else float32 (float64 for float64)."""
     cdef cnp.npy_intp shape = call.channels

@@ -36,9 +36,11 @@ include "sums.pxi"
 include "lanes.pxi"
 include "planes.pxi"
 include "rows.pxi"
+include "floor.pxi"
 
 cdef Kernels KERNELS
 KERNELS.run[<int>PLANES] = run_planes
 KERNELS.run[<int>ROWS] = run_rows
+KERNELS.floor = run_floor
 
 table = PyCapsule_New(&KERNELS, "fastbn.Kernels", NULL)

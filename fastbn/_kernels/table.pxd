@@ -73,6 +73,8 @@ cdef struct Call:
 
 cdef struct Kernels:
     void (*run[2])(Call *) noexcept nogil       # [order]
+    void (*floor)(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
+                  int threads) noexcept nogil
 
 
 cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil:

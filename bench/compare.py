@@ -1,0 +1,106 @@
+"""Compare runs of the suite by time over floor; fails where a case has become more than 10 % slower.
+
+    python bench/compare.py OLD.json NEW.json        two runs stored by --benchmark-json or --benchmark-autosave
+    python bench/compare.py --revision REV           this tree and a git revision, built beside it, run in turn
+    python bench/compare.py --keep NEW.json bench/reference.json    a run to compare with later
+
+The floor is measured in the same moments as the case: what makes the machine slower for a while slows both.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+TOLERATED = 1.10
+
+
+def ratios(path: str | Path) -> dict[str, float]:
+    """Time over floor of each case of a stored run."""
+    run = json.loads(Path(path).read_text())
+    return {b["name"]: b["extra_info"]["ratio"] for b in run["benchmarks"]}
+
+
+def keep(path: str | Path, to: str | Path) -> None:
+    """Store what comparisons need of a run, and nothing that names the host."""
+    run = json.loads(Path(path).read_text())
+    kept = [{"name": b["name"], "extra_info": b["extra_info"]} for b in run["benchmarks"]]
+    Path(to).write_text(json.dumps({"benchmarks": kept}, indent=1) + "\n")
+
+
+def compare(old: Mapping[str, float], new: Mapping[str, float]) -> tuple[str, list[str]]:
+    """A table of the cases in both, and the names of those that are slower now."""
+    both = [name for name in new if name in old]
+    if not both:
+        raise ValueError("compare: the two runs have no case in common")
+    slower = [name for name in both if new[name] > TOLERATED * old[name]]
+    lines = [f"{'time over floor':56} {'old':>7} {'new':>7} {'new/old':>8}"]
+    for name in both:
+        mark = "  SLOWER" if name in slower else ""
+        lines.append(f"{name:56} {old[name]:7.2f} {new[name]:7.2f} {new[name] / old[name]:8.2f}{mark}")
+    return "\n".join(lines), slower
+
+
+def run_suite(package: Path, options: Sequence[str]) -> dict[str, float]:
+    """The suite on the fastbn in a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "run.json")
+        command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "bench"), f"--benchmark-json={report}", *options]
+        environment = {**os.environ, "PYTHONPATH": str(package)}
+        subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+        return ratios(report)
+
+
+def build(source: str | Path, folder: Path) -> Path:
+    """Install a source tree into a folder of its own."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), str(source)]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def race(revision: str, rounds: int, options: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians of the ratios of a revision and of this tree, run alternately."""
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work, "source")
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(source), revision], check=True)
+        try:
+            builds = build(source, Path(work, "old")), build(ROOT, Path(work, "new"))
+            runs = [[run_suite(b, options) for b in builds] for _ in range(rounds)]
+        finally:
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(source)], check=True)
+    old, new = zip(*runs, strict=True)
+    return tuple({name: median(run[name] for run in side) for name in side[0]} for side in (old, new))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where something has become slower."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN.json", help="an old and a new run")
+    parser.add_argument("--revision", metavar="REV", help="race this tree against a git revision")
+    parser.add_argument("--keep", action="store_true", help="write what comparisons need of the first to the second")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side with --revision (%(default)s)")
+    args, options = parser.parse_known_args(argv)
+    if args.keep and len(args.runs) == 2:
+        keep(*args.runs)
+        return 0
+    if args.revision:
+        old, new = race(args.revision, args.rounds, options)
+    elif len(args.runs) == 2 and not options:
+        old, new = map(ratios, args.runs)
+    else:
+        parser.error("expected two stored runs, or --revision REV")
+    table, slower = compare(old, new)
+    print(table)
+    if slower:
+        print(f"{len(slower)} of {len(new)} cases are more than 10 % slower")
+    return 1 if slower else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Every case: verified, then timed with its floor beside it. See README.md here."""
+
+import numpy as np
+import speed
+
+import fastbn
+from fastbn import _dispatch
+
+ROUNDS = 15
+
+
+def test_speed(benchmark, case):
+    prepared = speed.Prepared(case)
+    prepared.verify()
+    repeat = max(1, int(2e6) // case.bytes)
+    floors = []
+
+    def floor():
+        """Before every round: the same memory at the speed of memory."""
+        floors.append(min(speed.seconds(lambda kind=kind: prepared.floor(kind), repeat) for kind in (True, False)))
+
+    def work():
+        for _ in range(repeat):
+            prepared.once()
+
+    with fastbn.num_threads(case.threads):
+        benchmark.pedantic(work, setup=floor, rounds=ROUNDS)
+    took = np.array(benchmark.stats.stats.data) / repeat
+    ratio = float(np.median(took / np.array(floors)[: len(took)]))
+    benchmark.extra_info.update(
+        bytes=case.bytes,
+        gb_per_s=round(case.bytes / float(np.median(took)) / 1e9, 2),
+        ratio=round(ratio, 3),
+        kernels=_dispatch.kernels.__name__.rpartition(".")[2],
+        threads=case.threads,
+        machine=speed.machine(),
+    )
+    assert ratio > 0

@@ -1,0 +1,59 @@
+# The floor that benchmarks race against: a copy y = x or a triad y = x + w, with ordinary or with streaming stores,
+# built with the same flags as the kernels.
+
+
+cdef struct Floor:
+    const char *x
+    const char *w               # NULL: a copy
+    char *y
+    int dtype
+    bint stream
+
+
+cdef inline void floor_line(const real *x, const real *w, real *y, bint stream) noexcept nogil:
+    cdef real line[LANES]
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        line[k] = x[k] + w[k] if w != NULL else x[k]
+    if stream:
+        stream_lanes(y, line)
+    else:
+        for k in range(LANES):
+            y[k] = line[k]
+
+
+cdef inline void floor_span(const real *x, const real *w, real *y, Py_ssize_t length, bint stream) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    if w == NULL:
+        while i < length:
+            prefetch_lanes(x + i + CHUNK)
+            floor_line(x + i, <const real *>NULL, y + i, stream)
+            i += LANES
+    else:
+        while i < length:
+            prefetch_lanes(x + i + CHUNK)
+            prefetch_lanes(w + i + CHUNK)
+            floor_line(x + i, w + i, y + i, stream)
+            i += LANES
+
+
+cdef void floor_lines(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Lines begin..end, of LANES values each."""
+    cdef const Floor *f = <const Floor *>task
+    cdef Py_ssize_t first = begin*LANES, length = (end - begin)*LANES
+    if f.dtype == FLOAT64:
+        floor_span(<const double *>f.x + first, <const double *>f.w + first if f.w else <const double *>NULL,
+                   <double *>f.y + first, length, f.stream)
+    elif f.stream:
+        floor_span(<const float *>f.x + first, <const float *>f.w + first if f.w else <const float *>NULL,
+                   <float *>f.y + first, length, True)
+    else:
+        floor_span(<const float *>f.x + first, <const float *>f.w + first if f.w else <const float *>NULL,
+                   <float *>f.y + first, length, False)
+
+
+cdef void run_floor(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
+                    int threads) noexcept nogil:
+    cdef Floor f
+    f.x, f.w, f.y, f.dtype, f.stream = x, w, y, dtype, stream
+    share(floor_lines, &f, lines, threads)
