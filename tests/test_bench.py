@@ -91,7 +91,7 @@ def test_a_kept_run_compares_and_names_no_host(tmp_path):
 def test_the_suite_runs_and_stores_what_it_measured(tmp_path):
     report = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", "-q", str(BENCH), "-k", "8x256x14x14-float64", "--benchmark-disable-gc"]
-    subprocess.run([*command, f"--benchmark-json={report}"], check=True, cwd=BENCH.parent, capture_output=True)
+    subprocess.run([*command, f"--benchmark-json={report}"], check=True, cwd=tmp_path, capture_output=True)
     cases = json.loads(report.read_text())["benchmarks"]
     assert len(cases) == 3
     for case in cases:
