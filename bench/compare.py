@@ -10,6 +10,7 @@ The floor is measured in the same moments as the case: what makes the machine sl
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -82,16 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 1 where something has become slower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN.json", help="an old and a new run")
-    parser.add_argument("--revision", metavar="REV", help="race this tree against a git revision")
+    parser.add_argument(
+        "--revision", metavar="REV", help="race this tree against a git revision (one that has this suite's floor)"
+    )
     parser.add_argument("--keep", action="store_true", help="write what comparisons need of the first to the second")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side with --revision (%(default)s)")
-    args, options = parser.parse_known_args(argv)
+    parser.add_argument("--pytest", default="", metavar="OPTIONS", help='for the suite, with --revision: "-k 14x14"')
+    args = parser.parse_args(argv)
     if args.keep and len(args.runs) == 2:
         keep(*args.runs)
         return 0
     if args.revision:
-        old, new = race(args.revision, args.rounds, options)
-    elif len(args.runs) == 2 and not options:
+        old, new = race(args.revision, args.rounds, shlex.split(args.pytest))
+    elif len(args.runs) == 2:
         old, new = map(ratios, args.runs)
     else:
         parser.error("expected two stored runs, or --revision REV")
