@@ -75,7 +75,7 @@ def pytorch(p: speed.Prepared, reuse: bool) -> Callable[[speed.Buffers], object]
     }[p.case.what]
 
 
-def onnx(p: speed.Prepared) -> Callable[[speed.Buffers], object] | None:
+def onnx_runtime(p: speed.Prepared) -> Callable[[speed.Buffers], object] | None:
     """A model of one BatchNormalization node."""
     if p.case.what != "inference" or importlib.util.find_spec("onnx") is None:
         return None
@@ -106,7 +106,7 @@ def caller(name: str, p: speed.Prepared) -> Callable[[speed.Buffers], object] | 
     if name == "NumPy formula":
         return numpy_formula(p)
     if name == "onnxruntime":
-        return onnx(p)
+        return onnx_runtime(p)
     return pytorch(p, reuse=name != "PyTorch")
 
 
@@ -117,11 +117,10 @@ def first(result: object) -> np.ndarray:
 
 def one_round(p: speed.Prepared, call: Callable[[speed.Buffers], object]) -> float:
     """Time over floor, once each; the process has just been asleep, so both run once before."""
-    repeat = max(1, int(2e6) // p.case.bytes)
-    p.floor(True)
+    p.move(stream=True)
     call(p.buffers[0])
-    floor = min(speed.seconds(lambda: p.floor(True), repeat), speed.seconds(lambda: p.floor(False), repeat))
-    return speed.seconds(lambda: call(p.buffers[0]), repeat) / floor
+    floor = p.floor()
+    return speed.seconds(lambda: call(p.buffers[0]), p.repeat) / floor
 
 
 def work(name: str) -> None:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -127,7 +128,8 @@ class Prepared:
             expected = reference.normalize(b.x, self.stats.mean, self.stats.var, self.gamma, self.beta)
         else:
             expected = reference.batch_norm_backward(b.dy, b.x, self.stats, self.gamma, self.beta).dx
-        # Terms of a result are at most some 6*abs(gamma): four roundings of 24, with room for it.
+        # The absolute terms of a result add up to some 24: four roundings of them are 96 units. (float64: the reference
+        # rounds too, in sums of all values.)
         unit = 2.0 ** (-24 if self.case.dtype == "float32" else -50)
         np.testing.assert_allclose(got, expected, rtol=0, atol=100 * unit, err_msg=f"{self.case}: a wrong result")
 
@@ -140,8 +142,17 @@ class Prepared:
         """One call on the next buffers."""
         self.call(self.next_buffers())
 
-    def floor(self, stream: bool) -> None:
-        """A copy or a triad of as many bytes."""
+    @property
+    def repeat(self) -> int:
+        """Calls that are timed together, so that a round is no shorter than the clock can tell."""
+        return max(1, int(2e6) // self.case.bytes)
+
+    def floor(self) -> float:
+        """Seconds of a copy or a triad of as many bytes: the faster of an ordinary and a streaming one."""
+        return min(seconds(partial(self.move, stream), self.repeat) for stream in (True, False))
+
+    def move(self, stream: bool) -> None:
+        """The copy or the triad."""
         b = self.next_buffers()
         _core.floor(b.x, b.dy if self.case.what == "backward" else None, b.out, stream)
 
@@ -154,34 +165,24 @@ def seconds(work: Callable[[], object], repeat: int) -> float:
     return (perf_counter() - start) / repeat
 
 
-class Measured(NamedTuple):
-    """Medians over rounds; the ratio is taken within each round first, so that it survives a change of clock speed."""
+def measure(case: Case, rounds: int = 15) -> float:
+    """Verify a case, then time it and its floor in turn: the median of their ratio, taken within each round.
 
-    seconds: float
-    floor: float
-    ratio: float
-
-
-def measure(case: Case, rounds: int = 15, prepared: Prepared | None = None) -> Measured:
-    """Verify a case, then time it and its floor in turn."""
-    p = Prepared(case) if prepared is None else prepared
+    So it survives a change of clock speed.
+    """
+    p = Prepared(case)
     p.verify()
-    repeat = max(1, int(2e6) // case.bytes)
-    times = []
+    ratios = []
     with fastbn.num_threads(case.threads):
         for _ in range(rounds):
-            floor = min(seconds(lambda: p.floor(True), repeat), seconds(lambda: p.floor(False), repeat))
-            times.append((seconds(p.once, repeat), floor))
-    took, floor = np.array(times).T
-    return Measured(float(np.median(took)), float(np.median(floor)), float(np.median(took / floor)))
+            floor = p.floor()
+            ratios.append(seconds(p.once, p.repeat) / floor)
+    return float(np.median(ratios))
 
 
 def machine() -> str:
     """The processor, as the system names it."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else []
-    )
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {platform.system()}"
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{[*names, platform.processor() or platform.machine()][0]}, {platform.system()}"

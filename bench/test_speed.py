@@ -12,20 +12,19 @@ ROUNDS = 15
 def test_speed(benchmark, case):
     prepared = speed.Prepared(case)
     prepared.verify()
-    repeat = max(1, int(2e6) // case.bytes)
     floors = []
 
     def floor():
         """Before every round: the same memory at the speed of memory."""
-        floors.append(min(speed.seconds(lambda kind=kind: prepared.floor(kind), repeat) for kind in (True, False)))
+        floors.append(prepared.floor())
 
     def work():
-        for _ in range(repeat):
+        for _ in range(prepared.repeat):
             prepared.once()
 
     with fastbn.num_threads(case.threads):
         benchmark.pedantic(work, setup=floor, rounds=ROUNDS)
-    took = np.array(benchmark.stats.stats.data) / repeat
+    took = np.array(benchmark.stats.stats.data) / prepared.repeat
     ratio = float(np.median(took / np.array(floors)[: len(took)]))
     benchmark.extra_info.update(
         bytes=case.bytes,

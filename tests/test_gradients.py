@@ -40,6 +40,13 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=LIMIT)
 
 
+def assert_gradients(found, f, x, gamma, beta):
+    """Gradients of the number f()."""
+    assert_close(found.dx, derivative(f, x))
+    assert_close(found.dgamma, derivative(f, gamma))
+    assert_close(found.dbeta, derivative(f, beta))
+
+
 @pytest.fixture
 def case(shape, layout):
     """x and w of a shape and layout, gamma and beta."""
@@ -59,9 +66,7 @@ def test_batch_norm(case):
         return (w * fastbn.batch_norm(x, gamma, beta, eps=EPS)[0]).sum()
 
     found = fastbn.batch_norm_backward(w, x, fastbn.batch_stats(x), gamma, beta, eps=EPS)
-    assert_close(found.dx, derivative(f, x))
-    assert_close(found.dgamma, derivative(f, gamma))
-    assert_close(found.dbeta, derivative(f, beta))
+    assert_gradients(found, f, x, gamma, beta)
 
 
 @layouts
@@ -74,9 +79,7 @@ def test_normalize(case):
         return (w * fastbn.normalize(x, mean, var, gamma, beta, eps=EPS)).sum()
 
     found = fastbn.batch_norm_backward(w, x, (mean, var), gamma, beta, eps=EPS, training=False)
-    assert_close(found.dx, derivative(f, x))
-    assert_close(found.dgamma, derivative(f, gamma))
-    assert_close(found.dbeta, derivative(f, beta))
+    assert_gradients(found, f, x, gamma, beta)
 
 
 @layouts

@@ -37,19 +37,26 @@ cdef inline void floor_span(const real *x, const real *w, real *y, Py_ssize_t le
             i += LANES
 
 
+cdef inline void floor_part(const Floor *f, Py_ssize_t first, Py_ssize_t length, real typed) noexcept nogil:
+    """Values from `first` on, of the type of `typed`."""
+    cdef const real *x = <const real *>f.x + first
+    cdef const real *w = NULL
+    cdef real *y = <real *>f.y + first
+    if f.w != NULL:
+        w = <const real *>f.w + first
+    if f.stream:
+        floor_span(x, w, y, length, True)
+    else:
+        floor_span(x, w, y, length, False)
+
+
 cdef void floor_lines(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Lines begin..end, of LANES values each."""
     cdef const Floor *f = <const Floor *>task
-    cdef Py_ssize_t first = begin*LANES, length = (end - begin)*LANES
     if f.dtype == FLOAT64:
-        floor_span(<const double *>f.x + first, <const double *>f.w + first if f.w else <const double *>NULL,
-                   <double *>f.y + first, length, f.stream)
-    elif f.stream:
-        floor_span(<const float *>f.x + first, <const float *>f.w + first if f.w else <const float *>NULL,
-                   <float *>f.y + first, length, True)
+        floor_part(f, begin*LANES, (end - begin)*LANES, <double>0)
     else:
-        floor_span(<const float *>f.x + first, <const float *>f.w + first if f.w else <const float *>NULL,
-                   <float *>f.y + first, length, False)
+        floor_part(f, begin*LANES, (end - begin)*LANES, <float>0)
 
 
 cdef void run_floor(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,

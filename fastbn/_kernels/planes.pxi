@@ -31,8 +31,8 @@ cdef struct Plan:
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side
-    bint side_by_side           # a row of each in turn
-    Py_ssize_t some             # rows of `some` channels at a time
+    bint rows_in_turn           # a short row of each, all of them in place; else piece by piece
+    Py_ssize_t at_once          # short rows that are summed before as many get their results
     bint stream                 # write past the cache
 
 
@@ -57,10 +57,10 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.rows = call.values//call.plane
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.run = common_run(call, plan.loops.itemsize)
-    plan.side_by_side = SHORTEST <= call.plane < SHORT and plan.run == call.plane
+    plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
     channel_bytes = call.values*plan.loops.itemsize
-    plan.some = max(1, SHORT//call.plane)
+    plan.at_once = max(1, SHORT//call.plane)
     plan.stream = call.stream
     if call.plane < SHORT:
         plan.stream = call.plane >= SHORT_STREAM and call.channels*channel_bytes >= SHORT_STREAM_FROM
@@ -210,7 +210,7 @@ cdef void sum_row_of_each(Channel *channels, Py_ssize_t count, Py_ssize_t row) n
         return
     results = rows_of(before, row)
     while k < count:
-        some = min(plan.some, count - k)
+        some = min(plan.at_once, count - k)
         if channels[k + some - 1].before == NULL:       # a last group of fewer channels than the one before
             some = 1
         if channels[k].before != NULL:
@@ -225,7 +225,7 @@ cdef void apply_row_of_each(const Channel *channels, Py_ssize_t count, Py_ssize_
     cdef Rows results = rows_of(channels, row)
     cdef Py_ssize_t k = 0, some, bytes = plan.plane*plan.loops.itemsize
     while k < count:
-        some = min(plan.some, count - k)
+        some = min(plan.at_once, count - k)
         prefetch_bytes(results.x + results.x_soon, some*bytes)
         if results.dy != NULL:
             prefetch_bytes(results.dy + results.dy_soon, some*bytes)
@@ -249,15 +249,16 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexc
         end = min(begin + plan.per_fold, plan.plane)
     for k in range(count):
         clear_lanes(&channels[k].lanes)
-    for row in range(first, last):
-        if plan.side_by_side:
+    if plan.rows_in_turn:
+        for row in range(first, last):
             sum_row_of_each(channels, count, row)
-            continue
-        start = begin
-        while start < end:
-            for k in range(count):
-                sum_piece(&channels[k], row, start, min(plan.piece, end - start))
-            start += plan.piece
+    else:
+        for row in range(first, last):
+            start = begin
+            while start < end:
+                for k in range(count):
+                    sum_piece(&channels[k], row, start, min(plan.piece, end - start))
+                start += plan.piece
     for k in range(count):
         add_lanes(&channels[k].block, &channels[k].lanes)
 
@@ -407,7 +408,7 @@ cdef void apply_side_by_side(const Channel *channels, Py_ssize_t count) noexcept
     if count <= 0:
         return
     plan = channels.plan
-    if plan.side_by_side:
+    if plan.rows_in_turn:
         for row in range(plan.rows):
             apply_row_of_each(channels, count, row)
         return
