@@ -32,9 +32,9 @@ DIRECTIVES = {
 # Never -ffast-math or any of its parts: sums would be reordered, NaN lost. (See the promises in fastbn/__init__.py.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off"], "msvc": ["/O2", "/fp:precise"]}
 
-# GCC peels loops of constant length away before its vectoriser sees them; without this the reductions over
-# 16 lanes run as scalar code, at a quarter of the speed. Other compilers do not need it.
-# And it makes calls of memcpy out of loops that copy lanes, by which these go through memory in smaller registers.
+# GCC peels loops of constant length away before its vectoriser sees them, and makes calls of memcpy out of those that
+# copy a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py). Other compilers
+# do not need it.
 KEEP_LANE_LOOPS = ["--param", "max-completely-peel-times=4", "-fno-tree-loop-distribute-patterns"]
 
 # The kernels are built once for each row: module, flags. Which one runs is decided at import (fastbn/_dispatch.py).
