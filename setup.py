@@ -33,8 +33,8 @@ DIRECTIVES = {
 FLAGS = {"unix": ["-O3", "-ffp-contract=off"], "msvc": ["/O2", "/fp:precise"]}
 
 # GCC peels loops of constant length away before its vectoriser sees them, and makes calls of memcpy out of those that
-# copy a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py). Other compilers
-# do not need it.
+# copy a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py). Other
+# compilers do not need it.
 KEEP_LANE_LOOPS = ["--param", "max-completely-peel-times=4", "-fno-tree-loop-distribute-patterns"]
 
 # The kernels are built once for each row: module, flags. Which one runs is decided at import (fastbn/_dispatch.py).
