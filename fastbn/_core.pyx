@@ -303,7 +303,7 @@ cdef int run(Call *call, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cn
         call.out = &out_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and cnp.PyArray_NBYTES(out) >= STREAM_FROM
-    scratch = scratch_bytes(call.channels, call.values, order)
+    scratch = scratch_bytes(call, order)
     if scratch:
         call.scratch = <char *>PyMem_Malloc(scratch)
         if call.scratch == NULL:

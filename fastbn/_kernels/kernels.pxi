@@ -26,6 +26,9 @@ cdef extern from "lanes.h":
     lanes_t lanes_sub(lanes_t x, lanes_t y) noexcept nogil
     lanes_t lanes_mul(lanes_t x, lanes_t y) noexcept nogil
     lanes_t lanes_add_exact(lanes_t x, lanes_t y, lanes_t z) noexcept nogil
+    Py_ssize_t FEW
+    lanes_t lanes_add_few(lanes_t x, lanes_t y) noexcept nogil
+    lanes_t lanes_add_exact_few(lanes_t x, lanes_t y, lanes_t z) noexcept nogil
     lanes_t lanes_last(lanes_t x, Py_ssize_t n) noexcept nogil
     double lanes_sum(lanes_t) noexcept nogil
     void lanes_store(double *, lanes_t) noexcept nogil
@@ -34,6 +37,9 @@ include "team.pxi"
 include "views.pxi"
 include "sums.pxi"
 include "lanes.pxi"
+include "sum_spans.pxi"
+include "result_spans.pxi"
+include "loops.pxi"
 include "planes.pxi"
 include "rows.pxi"
 include "floor.pxi"

@@ -8,6 +8,7 @@
 #if defined(__AVX__)
 typedef __m256d part_t;
 #define EACH_PART(f) f(a, 0) f(b, 4) f(c, 8) f(d, 12)
+#define LAST_PARTS(f) f(d, 12)
 typedef struct { part_t a, b, c, d; } lanes_t;
 #define PART_LOAD(p) _mm256_loadu_pd(p)
 #define PART_STORE(p, v) _mm256_storeu_pd(p, v)
@@ -20,6 +21,7 @@ typedef struct { part_t a, b, c, d; } lanes_t;
 #elif defined(__SSE2__) || defined(_M_X64)
 typedef __m128d part_t;
 #define EACH_PART(f) f(a, 0) f(b, 2) f(c, 4) f(d, 6) f(e, 8) f(g, 10) f(h, 12) f(i, 14)
+#define LAST_PARTS(f) f(h, 12) f(i, 14)
 typedef struct { part_t a, b, c, d, e, g, h, i; } lanes_t;
 #define PART_LOAD(p) _mm_loadu_pd(p)
 #define PART_STORE(p, v) _mm_storeu_pd(p, v)
@@ -33,6 +35,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i; } lanes_t;
 typedef double part_t;
 #define EACH_PART(f) f(a, 0) f(b, 1) f(c, 2) f(d, 3) f(e, 4) f(g, 5) f(h, 6) f(i, 7) \
     f(j, 8) f(k, 9) f(l, 10) f(m, 11) f(n, 12) f(o, 13) f(q, 14) f(s, 15)
+#define LAST_PARTS(f) f(n, 12) f(o, 13) f(q, 14) f(s, 15)
 typedef struct { part_t a, b, c, d, e, g, h, i, j, k, l, m, n, o, q, s; } lanes_t;
 #define PART_LOAD(p) (*(p))
 #define PART_STORE(p, v) (*(p) = (v))
@@ -74,6 +77,15 @@ LANES_FUNCTION(lanes_mul, (lanes_t x, lanes_t y), PART)
 #undef PART
 #define PART(f, i) r.f = PART_ADD_EXACT(x.f, y.f, z.f);
 LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
+#undef PART
+
+/* The same where only the last FEW lanes of x (and y) are not 0: what went into the others need not be computed. */
+enum { FEW = 4 };
+#define PART(f, i) r.f = PART_ADD(x.f, y.f);
+static inline lanes_t lanes_add_few(lanes_t x, lanes_t y) { lanes_t r = y; LAST_PARTS(PART) return r; }
+#undef PART
+#define PART(f, i) r.f = PART_ADD_EXACT(x.f, y.f, z.f);
+static inline lanes_t lanes_add_exact_few(lanes_t x, lanes_t y, lanes_t z) { lanes_t r = z; LAST_PARTS(PART) return r; }
 #undef PART
 
 /* The last n lanes of x, 0 in the others: by bits, so that NaN goes too. */

@@ -10,13 +10,12 @@
 cdef enum:
     PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
     SHORT = 256             # rows of fewer values go in groups
-    SHORT_STREAM = 128      # rows of fewer values are not written past the cache, which only whole lines can be
-    SHORT_STREAM_FROM = 16 << 20    # bytes of a result from which short rows are
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     PIECE = 1024            # values that are swept at once, where they need not be gathered into tiles of CHUNK
     GROUP = 32              # channels side by side, at most
     GROUP_BYTES = 204800    # what a group of channels with short rows may take of the cache
+    ROWS_VALUES = 800       # of the short rows of a channel that are summed in one go
 
 
 cdef struct Plan:
@@ -31,9 +30,18 @@ cdef struct Plan:
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side
-    bint rows_in_turn           # a short row of each, all of them in place; else piece by piece
-    Py_ssize_t at_once          # short rows that are summed before as many get their results
+    bint rows_in_turn           # short rows, all of them in place; else piece by piece
+    Py_ssize_t in_one_go        # of them are summed, before as many get their results
+    Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     bint stream                 # write past the cache
+
+
+cdef struct Due:
+    # Channels side by side whose results are due.
+    const Plan *plan
+    Py_ssize_t c, count
+    Coefficients *coefficients
+    Carry *carry                # results on their way past the cache; NULL: they do not go there
 
 
 cdef struct Channel:
@@ -41,11 +49,19 @@ cdef struct Channel:
     Py_ssize_t c
     double center               # the sums are taken about it
     bint far                    # it is not 0 although the values are float32
-    Coefficients coefficients
-    const Channel *before       # gets its result while the sums of this one are taken; or NULL
+    const Due *due              # get their results while the sums of a group are taken; NULL: none do
     Lanes lanes
     Sums total, block
     Sums *parts                 # of all blocks, where threads share the channel
+
+
+cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
+    return 0 if v == NULL else v.channel
+
+
+cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
+    """Bytes from one row of a channel to the next, where rows are in place and have one axis."""
+    return 0 if v == NULL else v.step[0]
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:
@@ -60,15 +76,14 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
     channel_bytes = call.values*plan.loops.itemsize
-    plan.at_once = max(1, SHORT//call.plane)
-    plan.stream = call.stream
-    if call.plane < SHORT:
-        plan.stream = call.plane >= SHORT_STREAM and call.channels*channel_bytes >= SHORT_STREAM_FROM
+    plan.stream = call.stream and plan.run == call.plane
+    plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(call.dy), sample_step(call.out)
+    plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
+        channel_step(call.x), channel_step(call.dy), channel_step(call.out))
+    plan.in_one_go = max(1, ROWS_VALUES//call.plane)
     plan.group = 1              # and the one before
     if call.plane < SHORT:
         plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))
-    if not call.measure:
-        plan.group = GROUP
     return plan
 
 
@@ -96,25 +111,29 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     plan.plane = plane
 
 
-cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
-    """Add a piece of a row to the lanes; the same piece of the channel before gets its result."""
+cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t start,
+                    Py_ssize_t length) noexcept nogil:
+    """Add a piece of a row to the lanes of channel k of a group; the same piece of one that is due gets its result."""
     cdef double x_tile[CHUNK]
     cdef double dy_tile[CHUNK]
+    cdef Channel *channel = &channels[k]
     cdef const Plan *plan = channel.plan
     cdef const Call *call = plan.call
-    cdef const Channel *before = channel.before
-    cdef Py_ssize_t itemsize = plan.loops.itemsize, skip = start*itemsize, position = row*plan.plane + start
+    cdef const Due *due = channels.due
+    cdef bint some_due = due != NULL and k < due.count
+    cdef Py_ssize_t c, itemsize = plan.loops.itemsize, skip = start*itemsize, position = row*plan.plane + start
     cdef Py_ssize_t soon, skip_soon
     cdef const char *x
     cdef const char *dy
     cdef const char *x_soon
     cdef const char *dy_soon
+    if some_due and (plan.run != plan.plane or channel.far):
+        apply_to_values(due, k, position, position + length)
+        some_due = False
     if plan.run != plan.plane:
         x = read_tile(call.x, channel.c, position, length, itemsize, x_tile)
         dy = read_tile(call.dy, channel.c, position, length, itemsize, dy_tile)
-        if before != NULL:
-            apply_to_span(<void *>before, position, position + length)
-        sum_span_of(channel, dy, x, dy, x, length)
+        sum_spans_of(channel, dy, x, dy, x, 1, length)
         return
     soon, skip_soon = row, skip + length*itemsize
     if start + length == plan.plane:
@@ -123,114 +142,68 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t start, Py_ssize
     dy = row_start(call.dy, channel.c, row) + skip
     x_soon = row_start(call.x, channel.c, soon) + skip_soon
     dy_soon = row_start(call.dy, channel.c, soon) + skip_soon
-    if before == NULL:
-        sum_span_of(channel, dy, x, dy_soon, x_soon, length)
-    elif channel.far:
-        apply_to_span(<void *>before, position, position + length)
-        sum_span_of(channel, dy, x, dy_soon, x_soon, length)
-    else:
+    if some_due:
+        c = due.c + k
         plan.loops.sweep_span(
-            row_start(call.dy, before.c, row) + skip, row_start(call.x, before.c, row) + skip,
-            row_start(call.out, before.c, row) + skip, &before.coefficients, plan.stream,
-            dy, x, dy_soon, x_soon, length, channel.center, &channel.lanes)
-
-
-cdef inline void sum_span_of(Channel *channel, const void *dy, const void *x, const void *dy_ahead,
-                             const void *x_ahead, Py_ssize_t length) noexcept nogil:
-    if channel.far:
-        channel.plan.loops.far_sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, &channel.lanes)
+            row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
+            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.center, &channel.lanes)
     else:
-        channel.plan.loops.sum_span(dy, x, dy_ahead, x_ahead, length, channel.center, &channel.lanes)
+        sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 
 
-cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
-    return 0 if v == NULL else v.channel
+cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_ahead,
+                              const void *x_ahead, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
+    cdef const Plan *plan = channel.plan
+    if channel.far:
+        plan.loops.sum_spans_again(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.center,
+                                   &channel.lanes)
+    else:
+        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.center, &channel.lanes)
 
 
-cdef struct Rows:
-    # The same row of channels side by side, on the way through them.
-    const char *x
-    const char *dy
-    char *out
-    Py_ssize_t x_step, dy_step, out_step
-    Py_ssize_t x_soon, dy_soon  # from here to the next row of the same channel
+# ---- short rows: some samples of a channel are summed in one go; results go through the channels of each sample
+
+cdef struct Place:
+    # Where results have got to, on their way through the channels of one sample after the other.
+    Py_ssize_t row, k
 
 
-cdef inline Rows rows_of(const Channel *channel, Py_ssize_t row) noexcept nogil:
-    cdef const Call *call = channel.plan.call
-    cdef Rows r
-    cdef Py_ssize_t soon = min(row + 1, channel.plan.rows - 1)
-    r.x = row_start(call.x, channel.c, row)
-    r.dy = row_start(call.dy, channel.c, row)
-    r.out = row_start(call.out, channel.c, row)
-    r.x_step, r.dy_step, r.out_step = channel_step(call.x), channel_step(call.dy), channel_step(call.out)
-    r.x_soon = row_start(call.x, channel.c, soon) - r.x
-    r.dy_soon = row_start(call.dy, channel.c, soon) - r.dy
-    return r
+cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept nogil:
+    """The results of the next rows."""
+    cdef const Plan *plan = due.plan
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t c, some, row = place.row
+    while rows > 0:
+        some = min(rows, due.count - place.k)
+        c = due.c + place.k
+        plan.loops.apply_spans(row_start(call.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
+                               &plan.neighbour, some, plan.plane, due.coefficients + place.k, due.carry)
+        rows -= some
+        place.k += some
+        if place.k == due.count:
+            place.k = 0
+            row += 1
+    place.row = row
 
 
-cdef inline void apply_rows_of(Rows *rows, const Channel *channels, Py_ssize_t count) noexcept nogil:
-    """The result of the next `count` channels."""
+cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
+    """Add some rows of each channel to its lanes; between them, as many rows of those that are due get results."""
     cdef const Plan *plan = channels.plan
-    cdef apply_span apply = plan.loops.apply_span
-    cdef Py_ssize_t k, length = plan.plane
-    cdef bint stream = plan.stream
-    cdef Rows r = rows[0]
+    cdef const Call *call = plan.call
+    cdef const Due *due = channels.due
+    cdef Place place
+    cdef Py_ssize_t k, soon, soon_row
+    place.row, place.k = row, 0
     for k in range(count):
-        apply(r.dy, r.x, r.out, length, &channels[k].coefficients, stream)
-        r.x += r.x_step
-        r.dy += r.dy_step
-        r.out += r.out_step
-    rows[0] = r
-
-
-cdef inline void sum_rows_of(Rows *rows, Channel *channels, Py_ssize_t count) noexcept nogil:
-    """Add the next `count` rows to the lanes of their channels."""
-    cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k, length = plan.plane
-    cdef Rows r = rows[0]
-    for k in range(count):
-        sum_span_of(&channels[k], r.dy, r.x, r.dy + r.dy_soon, r.x + r.x_soon, length)
-        r.x += r.x_step
-        r.dy += r.dy_step
-    rows[0] = r
-
-
-cdef void sum_row_of_each(Channel *channels, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
-    """Add a row of each channel to its lanes; the same row of the channel before it gets its result.
-
-    Some channels are summed, then as many get their results: memory is read and written in turn.
-    """
-    cdef const Plan *plan = channels.plan
-    cdef const Channel *before = channels.before
-    cdef Rows sums = rows_of(channels, row), results
-    cdef Py_ssize_t k = 0, some
-    if before == NULL:
-        sum_rows_of(&sums, channels, count)
-        return
-    results = rows_of(before, row)
-    while k < count:
-        some = min(plan.at_once, count - k)
-        if channels[k + some - 1].before == NULL:       # a last group of fewer channels than the one before
-            some = 1
-        if channels[k].before != NULL:
-            apply_rows_of(&results, before + k, some)
-        sum_rows_of(&sums, channels + k, some)
-        k += some
-
-
-cdef void apply_row_of_each(const Channel *channels, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
-    """The results of a row of each channel."""
-    cdef const Plan *plan = channels.plan
-    cdef Rows results = rows_of(channels, row)
-    cdef Py_ssize_t k = 0, some, bytes = plan.plane*plan.loops.itemsize
-    while k < count:
-        some = min(plan.at_once, count - k)
-        prefetch_bytes(results.x + results.x_soon, some*bytes)
-        if results.dy != NULL:
-            prefetch_bytes(results.dy + results.dy_soon, some*bytes)
-        apply_rows_of(&results, channels + k, some)
-        k += some
+        if due != NULL:
+            apply_to_rows(due, &place, rows)
+        soon, soon_row = channels.c + k + 1, row
+        if k + 1 == count:
+            soon, soon_row = channels.c, min(row + rows, plan.rows - 1)
+        sum_spans_of(&channels[k], row_start(call.dy, channels.c + k, row), row_start(call.x, channels.c + k, row),
+                     row_start(call.dy, soon, soon_row), row_start(call.x, soon, soon_row), rows, plan.plane)
+    if due != NULL:         # a last group of fewer channels than the one before
+        apply_to_rows(due, &place, rows*(due.count - count))
 
 
 cdef inline void add_lanes(Sums *sums, const Lanes *lanes) noexcept nogil:
@@ -250,14 +223,16 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexc
     for k in range(count):
         clear_lanes(&channels[k].lanes)
     if plan.rows_in_turn:
-        for row in range(first, last):
-            sum_row_of_each(channels, count, row)
+        row = first
+        while row < last:
+            sum_rows_in_turn(channels, count, row, min(plan.in_one_go, last - row))
+            row += plan.in_one_go
     else:
         for row in range(first, last):
             start = begin
             while start < end:
                 for k in range(count):
-                    sum_piece(&channels[k], row, start, min(plan.piece, end - start))
+                    sum_piece(channels, k, row, start, min(plan.piece, end - start))
                 start += plan.piece
     for k in range(count):
         add_lanes(&channels[k].block, &channels[k].lanes)
@@ -313,10 +288,11 @@ cdef double first_pivot(const Channel *channel) noexcept nogil:
     cdef double value, pivot
     cdef Lanes lanes
     clear_lanes(&lanes)
-    loops.far_sum_span(NULL, x, NULL, NULL, 1, 0.0, &lanes)
+    pivot = 0
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &pivot, &lanes)
     value = lanes_sum(lanes_load(lanes.s))
     clear_lanes(&lanes)
-    loops.far_sum_span(NULL, x, NULL, NULL, length, value, &lanes)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &value, &lanes)
     pivot = value + lanes_sum(lanes_load(lanes.s))/length
     return pivot if isfinite(pivot) else 0.0
 
@@ -336,7 +312,7 @@ cdef void choose_center(Channel *channel) noexcept nogil:
 
 cdef bint must_sum_again(Channel *channel) noexcept nogil:
     """Take what the call asked for from the sums, or make ready for better ones."""
-    channel.before = NULL
+    channel.due = NULL
     if not settle(channel.plan.call, channel.c, &channel.total, channel.center):
         return False
     channel.center = channel.plan.call.mean[channel.c]
@@ -355,39 +331,38 @@ cdef void measure_channels(Channel *channels, Py_ssize_t count) noexcept nogil:
             must_sum_again(&channels[k])
 
 
-cdef void apply_to_span(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """y or dx of the values begin..end of a channel."""
-    cdef const Channel *channel = <const Channel *>task
-    if channel.plan.run >= SHORTEST:
-        apply_in_place(channel, begin, end)
+    if due.plan.run >= SHORTEST:
+        apply_in_place(due, k, begin, end)
     else:
-        apply_to_tiles(channel, begin, end)
+        apply_to_tiles(due, k, begin, end)
 
 
-cdef void apply_in_place(const Channel *channel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    cdef const Plan *plan = channel.plan
+cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef const Plan *plan = due.plan
     cdef const Call *call = plan.call
-    cdef Py_ssize_t c = channel.c, run = plan.run
+    cdef Py_ssize_t c = due.c + k, run = plan.run
     cdef Py_ssize_t row = begin//run, start = begin - row*run, length, left = end - begin
     cdef Py_ssize_t skip = start*plan.loops.itemsize
-    cdef bint stream = plan.stream and run == plan.plane
     while left > 0:
         length = min(left, run - start)
-        plan.loops.apply_span(row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip,
-                              row_start(call.out, c, row) + skip, length, &channel.coefficients, stream)
+        plan.loops.apply_spans(row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip,
+                               row_start(call.out, c, row) + skip, &plan.neighbour, 1, length,
+                               due.coefficients + k, due.carry)
         left -= length
         row += 1
         start = skip = 0
 
 
-cdef void apply_to_tiles(const Channel *channel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The same where some array has no runs worth the name: through tiles."""
     cdef double x_tile[CHUNK]
     cdef double dy_tile[CHUNK]
     cdef double out_tile[CHUNK]
-    cdef const Call *call = channel.plan.call
-    cdef const Loops *loops = &channel.plan.loops
-    cdef Py_ssize_t c = channel.c, itemsize = loops.itemsize, length
+    cdef const Call *call = due.plan.call
+    cdef const Loops *loops = &due.plan.loops
+    cdef Py_ssize_t c = due.c + k, itemsize = loops.itemsize, length
     cdef const char *x
     cdef const char *dy
     cdef char *out
@@ -396,66 +371,100 @@ cdef void apply_to_tiles(const Channel *channel, Py_ssize_t begin, Py_ssize_t en
         x = read_tile(call.x, c, begin, length, itemsize, x_tile)
         dy = read_tile(call.dy, c, begin, length, itemsize, dy_tile)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        loops.apply_span(dy, x, out, length, &channel.coefficients, False)
+        loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, due.coefficients + k, NULL)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)
         begin += length
 
 
-cdef void apply_side_by_side(const Channel *channels, Py_ssize_t count) noexcept nogil:
-    """The results of channels (if any), row after row of each in turn."""
-    cdef const Plan *plan
-    cdef Py_ssize_t row, k, position = 0, some
-    if count <= 0:
+cdef void apply_from(const Due *due, Py_ssize_t first) noexcept nogil:
+    """The results of all channels that are due, from number `first` on, in the order of memory."""
+    cdef const Plan *plan = due.plan
+    cdef Py_ssize_t k, position = 0, some
+    cdef Due rest = due[0]
+    cdef Place place
+    rest.c += first
+    rest.count -= first
+    rest.coefficients += first
+    if rest.count <= 0:
         return
-    plan = channels.plan
-    if plan.rows_in_turn:
-        for row in range(plan.rows):
-            apply_row_of_each(channels, count, row)
+    if plan.run == plan.plane:
+        place.row = place.k = 0
+        apply_to_rows(&rest, &place, rest.count*plan.rows)
         return
-    some = plan.plane if plan.run == plan.plane else plan.piece
     while position < plan.call.values:
-        for k in range(count):
-            apply_to_span(<void *>&channels[k], position, min(position + some, plan.call.values))
+        some = min(plan.piece, plan.call.values - position)
+        for k in range(rest.count):
+            apply_to_values(&rest, k, position, position + some)
         position += some
 
 
-cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Channels begin..end, by one thread: a pipeline in which a group gets its result with the sums of the next."""
-    cdef const Plan *plan = <const Plan *>task
+cdef inline void put_owed_results(const Plan *plan, Carry *carry) noexcept nogil:
+    plan.loops.apply_spans(NULL, NULL, NULL, &plan.neighbour, 0, 0, NULL, carry)
+
+
+cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The values begin..end of a channel, by one of a team."""
+    cdef Due due = (<const Due *>task)[0]
+    cdef Carry carry
+    carry.owed = 0
+    if due.plan.stream:
+        due.carry = &carry
+    apply_to_values(&due, 0, begin, end)
+    put_owed_results(due.plan, &carry)
+
+
+cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
+    """Channels begin..end: a pipeline in which a group gets its result with the sums of the next."""
     cdef const Call *call = plan.call
-    cdef Channel groups[2][GROUP]
-    cdef Channel *group
-    cdef Channel *before = NULL
-    cdef Py_ssize_t c = begin, k, count, waiting = 0
+    cdef Channel group[GROUP]
+    cdef Coefficients formulas[2][GROUP]
+    cdef Due due[2]
+    cdef Due *ready = NULL      # its channels have their sums
+    cdef Py_ssize_t c = begin, k, count
+    cdef int turn = 0
     while c < end:
         count = min(plan.group, end - c)
-        group = groups[(c - begin)//plan.group % 2]
         for k in range(count):
-            group[k].plan = plan
-            group[k].c = c + k
-            group[k].before = &before[k] if k < waiting else NULL
-        if call.measure:
-            measure_channels(group, count)
-            apply_side_by_side(before + count, waiting - count)
+            group[k].plan, group[k].c, group[k].due = plan, c + k, ready
+        measure_channels(group, count)
         if call.out != NULL:
+            if ready != NULL and not plan.rows_in_turn:
+                apply_from(ready, count)
             for k in range(count):
-                group[k].coefficients = coefficients(call, c + k)
-            if call.measure:
-                before = group
-                waiting = count
-            else:
-                apply_side_by_side(group, count)
+                formulas[turn][k] = coefficients(call, c + k)
+            ready = &due[turn]
+            ready.plan, ready.c, ready.count, ready.coefficients, ready.carry = plan, c, count, formulas[turn], carry
+            turn = 1 - turn
         c += count
-    apply_side_by_side(before, waiting)
+    if ready != NULL:
+        apply_from(ready, 0)
+
+
+cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Channels begin..end, by one thread."""
+    cdef const Plan *plan = <const Plan *>task
+    cdef Carry carry
+    cdef Due due
+    cdef Py_ssize_t c
+    carry.owed = 0
+    due.plan, due.c, due.count, due.coefficients = plan, begin, end - begin, <Coefficients *>plan.call.scratch + begin
+    due.carry = &carry if plan.stream else NULL
+    if plan.call.measure:
+        measure_and_apply(plan, begin, end, due.carry)
+    else:
+        for c in range(begin, end):
+            due.coefficients[c - begin] = coefficients(plan.call, c)
+        apply_from(&due, 0)
+    put_owed_results(plan, &carry)
 
 
 cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     """One channel, by all threads."""
     cdef const Call *call = plan.call
     cdef Channel channel
-    channel.plan = plan
-    channel.c = c
-    channel.before = NULL
+    cdef Coefficients formula
+    cdef Due due
+    channel.plan, channel.c, channel.due = plan, c, NULL
     if call.measure:
         choose_center(&channel)
         sum_by_team(&channel, call.threads)
@@ -463,8 +472,9 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
             sum_by_team(&channel, call.threads)
             must_sum_again(&channel)
     if call.out != NULL:
-        channel.coefficients = coefficients(call, c)
-        share(apply_to_span, &channel, call.values, call.threads)
+        formula = coefficients(call, c)
+        due.plan, due.c, due.count, due.coefficients, due.carry = plan, c, 1, &formula, NULL
+        share(apply_part, &due, call.values, call.threads)
 
 
 cdef void run_planes(Call *call) noexcept nogil:

@@ -92,12 +92,13 @@ cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order
     return max(1, min(most, values//least))
 
 
-cdef inline Py_ssize_t scratch_bytes(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
-    """Scratch of a call on rows: for each channel a centre, coefficients and the sums of every block."""
+cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
+    """Scratch of a call: coefficients of all channels at once; on rows also a centre and the sums of every block."""
+    cdef Py_ssize_t each = sizeof(Coefficients)
     if order == PLANES:
-        return 0
-    return channels*<Py_ssize_t>(sizeof(double) + sizeof(Coefficients)
-                                 + block_count(channels, values, order)*sizeof(Sums))
+        return 0 if call.measure else call.channels*each
+    each += sizeof(double) + block_count(call.channels, call.values, order)*sizeof(Sums)
+    return call.channels*each
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:

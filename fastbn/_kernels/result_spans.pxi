@@ -1,0 +1,219 @@
+# Results over spans: y or dx. What is computed is one of three types, so that the loops stand once.
+#
+# Results may take the place of x or dy, so a line is computed as a whole before it is written; where lines overlap, both
+# are computed first.
+
+
+cdef struct Normalized:         # y = (x - center)*mul + add
+    Coefficients f
+
+
+cdef struct Gradient:           # dx = (dy*mul + add) + (x - center)*by_x: every term within four roundings
+    Coefficients f
+
+
+cdef struct Scaled:             # dx = dy*mul: the gradient where the statistics are constants. x is not read
+    Coefficients f
+
+
+ctypedef fused formula:
+    Normalized
+    Gradient
+    Scaled
+
+
+cdef struct Carry:
+    # Past the cache go whole lines only. Rows that follow each other in memory share a line: it is written with the
+    # second. Until then the end of the first is owed.
+    Py_ssize_t owed             # values
+    const char *x               # behind them, in each array
+    const char *dy
+    char *out
+    Coefficients what
+
+
+cdef inline void compute_line(const real *dy, const real *x, real *line, const formula *what) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef real center = <real>what.f.center, mul = <real>what.f.mul, add = <real>what.f.add, by_x = <real>what.f.by_x
+    for k in range(LANES):
+        if formula is Normalized:
+            line[k] = (x[k] - center)*mul + add
+        elif formula is Gradient:
+            line[k] = (dy[k]*mul + add) + (x[k] - center)*by_x
+        else:
+            line[k] = dy[k]*mul
+
+
+cdef inline void compute_each(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *what) noexcept nogil:
+    """The same value by value, in float64 where the coefficients are `wide`."""
+    cdef Py_ssize_t k
+    cdef double center = what.f.center, mul = what.f.mul, add = what.f.add, by_x = what.f.by_x
+    for k in range(length):
+        if formula is Normalized:
+            out[k] = <real>((<double>x[k] - center)*mul + add)
+        elif formula is Gradient:
+            out[k] = <real>((<double>dy[k]*mul + add) + (<double>x[k] - center)*by_x)
+        else:
+            out[k] = <real>(<double>dy[k]*mul)
+
+
+cdef inline void compute_last(const real *dy, const real *x, Py_ssize_t length, real *line,
+                              const formula *what) noexcept nogil:
+    """The last LANES of `length` results; of fewer, in the last places of the line."""
+    cdef real x_line[LANES]
+    cdef real dy_line[LANES]
+    if formula is Normalized:
+        compute_line(dy, last_line(x, length, x_line), line, what)
+    elif formula is Gradient:
+        compute_line(last_line(dy, length, dy_line), last_line(x, length, x_line), line, what)
+    else:
+        compute_line(last_line(dy, length, dy_line), x, line, what)
+
+
+cdef inline void put_line(real *out, const real *line) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        out[k] = line[k]
+
+
+cdef inline void store_span(const real *dy, const real *x, real *out, Py_ssize_t length,
+                            const formula *what) noexcept nogil:
+    """By ordinary stores."""
+    cdef real line[LANES]
+    cdef real last[LANES]
+    cdef Py_ssize_t i = 0
+    compute_last(dy, x, length, last, what)
+    if length < LANES:
+        memcpy(out, last + LANES - length, length*sizeof(real))
+        return
+    while i + LANES <= length:
+        compute_line(dy + i, x + i, line, what)
+        put_line(out + i, line)
+        i += LANES
+    put_line(out + length - LANES, last)
+
+
+# ---- past the cache
+
+cdef inline void put_owed(Carry *carry, const real *typed, const formula *what) noexcept nogil:
+    """Write what is owed by ordinary stores: no row goes on from there."""
+    cdef Py_ssize_t some = carry.owed
+    if some > 0:
+        store_span(<const real *>carry.dy - some, <const real *>carry.x - some, <real *>carry.out - some, some,
+                   <const formula *>&carry.what)
+    carry.owed = 0
+
+
+cdef inline bint follows(const Carry *carry, const real *dy, const real *x, const real *out,
+                         const formula *what) noexcept nogil:
+    """Whether a row begins where the one of which some is owed ends, in all arrays."""
+    cdef bint same = carry.out == <const char *>out
+    if formula is Normalized or formula is Gradient:
+        same = same and carry.x == <const char *>x
+    if formula is Gradient or formula is Scaled:
+        same = same and carry.dy == <const char *>dy
+    return same
+
+
+cdef inline Py_ssize_t stream_first(const real *dy, const real *x, real *out, const formula *what,
+                                    Carry *carry) noexcept nogil:
+    """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
+    cdef real before[LANES]
+    cdef real line[LANES]
+    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(real))//sizeof(real)
+    if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
+        compute_line(dy - missing, x - missing, before, <const formula *>&carry.what)
+        compute_line(dy - missing, x - missing, line, what)
+        for k in range(LANES):
+            line[k] = before[k] if k < missing else line[k]
+        stream_lanes(out - missing, line)
+        return LANES - missing
+    put_owed(carry, x, what)
+    if missing == 0:
+        return 0
+    store_span(dy, x, out, LANES - missing, what)
+    return LANES - missing
+
+
+cdef inline void owe(Carry *carry, const real *dy, const real *x, real *out, Py_ssize_t some,
+                     const formula *what) noexcept nogil:
+    """The last `some` values of the row that ends here are to be written with the next."""
+    carry.owed = some
+    carry.x, carry.dy, carry.out = <const char *>x, <const char *>dy, <char *>out
+    carry.what = what.f
+
+
+cdef inline void stream_span(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *what,
+                             Carry *carry) noexcept nogil:
+    """By whole lines past the cache."""
+    cdef real line[LANES]
+    cdef Py_ssize_t i = stream_first(dy, x, out, what, carry)
+    while i + LANES <= length:
+        compute_line(dy + i, x + i, line, what)
+        stream_lanes(out + i, line)
+        i += LANES
+    owe(carry, dy + length, x + length, out + length, length - i, what)
+
+
+cdef void results_of_spans(const real *dy, const real *x, real *out, const Steps *step, Py_ssize_t count,
+                           Py_ssize_t length, const formula *formulas, Carry *carry) noexcept nogil:
+    """The results of `count` rows, each with a formula of its own. With `carry` they go past the cache, and after the
+    last row another call with a count of 0 writes what is owed.
+    """
+    cdef const formula *what
+    cdef Py_ssize_t row
+    if count == 0:
+        put_owed(carry, x, formulas)
+    for row in range(count):
+        what = formulas + row
+        if carry != NULL and length >= LANES and not what.f.wide:
+            stream_span(dy, x, out, length, what, carry)
+        else:
+            if carry != NULL:
+                put_owed(carry, x, what)
+            if what.f.wide:
+                compute_each(dy, x, out, length, what)
+            else:
+                store_span(dy, x, out, length, what)
+        dy = next_row(dy, step.dy)
+        x = next_row(x, step.x)
+        out = <real *>next_row(<const real *>out, step.out)
+
+
+# ---- both at once: the result of one channel and the sums of the next, line by line in turn
+#
+# One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
+
+cdef void results_and_sums(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *formula_of,
+                           Carry *carry, const real *next_dy, const real *next_x, const real *dy_ahead,
+                           const real *x_ahead, const summed *about, Lanes *lanes) noexcept nogil:
+    """`length` results of one channel, sums of as many values of another."""
+    cdef formula what = formula_of[0]
+    cdef lanes_t s, t, center
+    cdef real line[LANES]
+    cdef Steps none
+    cdef Py_ssize_t i, k = 0
+    if what.f.wide or carry == NULL or length < LANES:
+        none.x = none.dy = none.out = 0
+        results_of_spans(dy, x, out, &none, 1, length, formula_of, carry)
+        sums_of_spans(next_dy, next_x, dy_ahead, x_ahead, &none, 1, length, about, lanes)
+        return
+    s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
+    i = stream_first(dy, x, out, &what, carry)
+    while i + LANES <= length:
+        ask_for_line(dy_ahead + k, x_ahead + k, about)
+        add_line(next_dy + k, next_x + k, center, about, &s, &t)
+        k += LANES
+        compute_line(dy + i, x + i, line, &what)
+        stream_lanes(out + i, line)
+        i += LANES
+    owe(carry, dy + length, x + length, out + length, length - i, &what)
+    if k + LANES <= length:     # one more than there were whole lines of results
+        ask_for_line(dy_ahead + k, x_ahead + k, about)
+        add_line(next_dy + k, next_x + k, center, about, &s, &t)
+        k += LANES
+    if k < length:
+        ask_for_line(dy_ahead + k, x_ahead + k, about)
+        add_last(next_dy, next_x, length, length - k, center, about, &s, &t)
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)

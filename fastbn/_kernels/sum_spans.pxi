@@ -1,0 +1,124 @@
+# Sums over spans: which two, about what, is one of four types, so that the loop stands once.
+
+
+cdef struct Lanes:
+    double s[LANES]
+    double t[LANES]
+
+
+cdef struct Steps:
+    # Bytes from one row to the next.
+    Py_ssize_t x, dy, out
+
+
+cdef struct Deviations:         # s += x - center, t += (x - center)**2: the first attempt (float32 about 0)
+    double center
+
+
+cdef struct FarDeviations:      # the same about any centre
+    double center
+
+
+cdef struct Products:           # s += dy, t += dy*(x - center): the first attempt
+    double center
+
+
+cdef struct FarProducts:
+    double center
+
+
+ctypedef fused summed:
+    Deviations
+    FarDeviations
+    Products
+    FarProducts
+
+
+cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
+    """(Not by memset: what compilers make of it takes longer than the sums of a short row.)"""
+    lanes_store(lanes.s, lanes_all(0))
+    lanes_store(lanes.t, lanes_all(0))
+
+
+cdef inline lanes_t deviations(const real *x, lanes_t center, const summed *about) noexcept nogil:
+    if real is float:
+        if summed is Deviations or summed is Products:
+            return read_lanes(x)
+        else:
+            return lanes_sub(read_lanes(x), center)
+    else:
+        return lanes_sub(read_lanes(x), center)
+
+
+cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const real *typed,
+                                 const summed *about) noexcept nogil:
+    """total + a*b; products of two float32 are exact."""
+    if real is float:
+        if summed is Deviations or summed is Products:
+            return lanes_add_exact(a, b, total)
+        else:
+            return lanes_add(total, lanes_mul(a, b))
+    else:
+        return lanes_add(total, lanes_mul(a, b))
+
+
+cdef inline void add_line(const real *dy, const real *x, lanes_t center, const summed *about, lanes_t *s,
+                          lanes_t *t) noexcept nogil:
+    """The sums of LANES values."""
+    cdef lanes_t d = deviations(x, center, about), g = d
+    if summed is Products or summed is FarProducts:
+        g = read_lanes(dy)
+    s[0] = lanes_add(s[0], g)
+    t[0] = add_products(t[0], g, d, x, about)
+
+
+cdef inline void add_last(const real *dy, const real *x, Py_ssize_t length, Py_ssize_t some, lanes_t center,
+                          const summed *about, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums of the last `some` of `length` values, fewer than LANES. Lanes before them stay as they are."""
+    cdef real line[LANES]
+    cdef lanes_t d = lanes_last(deviations(last_line(x, length, line), center, about), some), g = d
+    if summed is Products or summed is FarProducts:
+        g = lanes_last(read_lanes(last_line(dy, length, line)), some)
+    if some > FEW:
+        s[0] = lanes_add(s[0], g)
+        t[0] = add_products(t[0], g, d, x, about)
+        return
+    s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
+    if real is float and (summed is Deviations or summed is Products):
+        t[0] = lanes_add_exact_few(g, d, t[0])
+    else:
+        t[0] = lanes_add_few(lanes_mul(g, d), t[0])
+
+
+cdef inline void ask_for_line(const real *dy, const real *x, const summed *about) noexcept nogil:
+    """Values that come next, on their way. (A second attempt is rare.)"""
+    if summed is Deviations or summed is Products:
+        prefetch_lanes(x)
+    if summed is Products:
+        prefetch_lanes(dy)
+
+
+cdef inline const real *next_row(const real *row, Py_ssize_t step) noexcept nogil:
+    return <const real *>(<const char *>row + step)
+
+
+cdef void sums_of_spans(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, const Steps *step,
+                        Py_ssize_t count, Py_ssize_t length, const summed *about, Lanes *lanes) noexcept nogil:
+    """The sums of `count` rows of one channel. What stands `ahead` of them is asked for."""
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
+    cdef Py_ssize_t i, row
+    for row in range(count):
+        i = 0
+        while i + LANES <= length:
+            ask_for_line(dy_ahead + i, x_ahead + i, about)
+            add_line(dy + i, x + i, center, about, &s, &t)
+            i += LANES
+        if i < length:
+            ask_for_line(dy_ahead + i, x_ahead + i, about)
+            add_last(dy, x, length, length - i, center, about, &s, &t)
+        x = next_row(x, step.x)
+        dy = next_row(dy, step.dy)
+        x_ahead = next_row(x_ahead, step.x)
+        dy_ahead = next_row(dy_ahead, step.dy)
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
