@@ -237,6 +237,41 @@ def test_out(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_lines_that_rows_share(dtype):
+    """Past the cache go whole lines, and short rows share them: expected is what parts give that stay in the cache."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 1450, 16, 49)).astype(dtype)
+    gamma, beta = rng.normal(size=(2, 16)).astype(dtype)
+    gamma[5] = 1e-35  # a channel that float32 cannot compute, between others that it can
+    stats = fastbn.batch_stats(x)
+    sums = fastbn.backward_sums(dy, x, stats, gamma, beta)
+    parts = [slice(start, start + 290) for start in range(0, 1450, 290)]
+
+    def forward(part, out=None):
+        return fastbn.normalize(x[part], stats.mean, stats.var, gamma, beta, out=out)
+
+    def backward(part, out=None):
+        return fastbn.backward_apply(dy[part], x[part], stats, sums, gamma, beta, out=out).dx
+
+    for call in (forward, backward):
+        expected = np.concatenate([call(part) for part in parts])
+        assert expected[parts[0]].nbytes < 4 << 20 <= expected.nbytes
+        for offset in range(0, 128, x.itemsize):
+            raw = np.full(x.size + 256, 7, dtype)
+            start = (-raw.ctypes.data % 128 + offset) // x.itemsize
+            out = raw[start : start + x.size].reshape(x.shape)
+            call(slice(None), out)
+            assert out.tobytes() == expected.tobytes(), (call.__name__, offset)
+            assert (raw[:start] == 7).all(), (call.__name__, offset)
+            assert (raw[start + x.size :] == 7).all(), (call.__name__, offset)
+        buffer = np.full((1450, 20, 49), 7, dtype)
+        call(slice(None), buffer[:, 3:19])
+        assert buffer[:, 3:19].tobytes() == expected.tobytes(), call.__name__
+        assert (buffer[:, :3] == 7).all(), call.__name__
+        assert (buffer[:, 19:] == 7).all(), call.__name__
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_strides_of_dy(name, dtype):
     x, dy, gamma, beta = make(name, dtype)

@@ -6,7 +6,7 @@
 # mean, for the few channels that need it (statistics() and far_from_zero() tell). float64 is summed about a pivot.
 # The order of the additions is the one written here; compilers may not change it: every build gives the same bits.
 #
-# *_span: a run of values of one channel.  *_rows: some rows of `width` channels, each row contiguous.
+# *_spans: runs of values of one channel each.  *_rows: some rows of `width` channels, each row contiguous.
 
 
 ctypedef fused real:

@@ -3,19 +3,20 @@
 # The values of a channel are cut into folds of some FOLD values: rows of s values, or equal parts of longer ones. A
 # fold is summed in lanes (lanes.pxi), folds are added up within a block, and blocks are merged in order. While the sums
 # of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
-# read and written at the same time. Short rows go through memory in groups of neighbouring channels, a row of each in
-# turn. Only where channels are fewer than half the threads do threads share a channel. None of this changes the order
+# read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
+# read in long runs: some samples of a channel are summed in one go, and as many rows get their results, in the order of
+# memory. Only where channels are fewer than half the threads do threads share a channel. None of this changes the order
 # of a channel's additions.
 
 cdef enum:
     PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
-    SHORT = 256             # rows of fewer values go in groups
+    SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     PIECE = 1024            # values that are swept at once, where they need not be gathered into tiles of CHUNK
     GROUP = 32              # channels side by side, at most
-    GROUP_BYTES = 204800    # what a group of channels with short rows may take of the cache
-    ROWS_VALUES = 800       # of the short rows of a channel that are summed in one go
+    GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
+    IN_ONE_GO = 800         # values of short rows
 
 
 cdef struct Plan:
@@ -80,10 +81,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(call.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(call.dy), channel_step(call.out))
-    plan.in_one_go = max(1, ROWS_VALUES//call.plane)
-    plan.group = 1              # and the one before
-    if call.plane < SHORT:
-        plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))
+    plan.in_one_go = max(1, IN_ONE_GO//call.plane)
+    plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
     return plan
 
 

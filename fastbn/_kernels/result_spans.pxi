@@ -1,7 +1,7 @@
 # Results over spans: y or dx. What is computed is one of three types, so that the loops stand once.
 #
-# Results may take the place of x or dy, so a line is computed as a whole before it is written; where lines overlap, both
-# are computed first.
+# Results may take the place of x or dy, so a line is computed as a whole before it is written, and of two lines that
+# overlap both are.
 
 
 cdef struct Normalized:         # y = (x - center)*mul + add
@@ -44,7 +44,8 @@ cdef inline void compute_line(const real *dy, const real *x, real *line, const f
             line[k] = dy[k]*mul
 
 
-cdef inline void compute_each(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *what) noexcept nogil:
+cdef inline void compute_each(const real *dy, const real *x, real *out, Py_ssize_t length,
+                              const formula *what) noexcept nogil:
     """The same value by value, in float64 where the coefficients are `wide`."""
     cdef Py_ssize_t k
     cdef double center = what.f.center, mul = what.f.mul, add = what.f.add, by_x = what.f.by_x
@@ -149,6 +150,10 @@ cdef inline void stream_span(const real *dy, const real *x, real *out, Py_ssize_
     cdef real line[LANES]
     cdef Py_ssize_t i = stream_first(dy, x, out, what, carry)
     while i + LANES <= length:
+        if formula is Normalized or formula is Gradient:
+            prefetch_lanes(x + i + CHUNK)
+        if formula is Gradient or formula is Scaled:
+            prefetch_lanes(dy + i + CHUNK)
         compute_line(dy + i, x + i, line, what)
         stream_lanes(out + i, line)
         i += LANES
