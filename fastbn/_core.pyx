@@ -8,7 +8,7 @@ cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
 from fastbn._kernels.table cimport *
@@ -190,7 +190,7 @@ cdef inline bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
     return a_high <= b_low or b_high <= a_low
 
 
-cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+cdef inline bint same_values(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Whether two arrays of one shape are the same values."""
     cdef int axis
     if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
@@ -207,8 +207,11 @@ cdef inline bint plain_result(cnp.ndarray out, cnp.ndarray x) noexcept:
             and cnp.PyArray_SAMESHAPE(out, x) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_IS_C_CONTIGUOUS(out))
 
 
-cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vectors):
-    """A fresh array like x, or `out` once it is safe to write to: the same memory as an input, or apart from it."""
+cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple names, tuple inputs, Py_ssize_t arrays):
+    """A fresh array like x, or `out` once it is safe to write to.
+
+    It may be the same memory as one of the first `arrays` inputs; of all others, vectors or None, it must be apart.
+    """
     if out is None:
         return fastbn_like(x)
     if not (cnp.PyArray_CheckExact(out) and plain_result(out, x)):
@@ -216,13 +219,11 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple arrays, tuple vecto
     if cnp.PyArray_SIZE(out) == 0:
         return out
     cdef cnp.ndarray result = out, other
-    for name, given in arrays:
-        other = given
-        if not (same_memory(result, other) or apart(result, other)):
-            _explain.check_overlap(result, name, other, True)
-    for name, given in vectors:
-        if given is not None and not apart(result, given):
-            _explain.check_overlap(result, name, given, False)
+    cdef Py_ssize_t i
+    for i in range(len(inputs)):
+        other = inputs[i]
+        if not (other is None or apart(result, other) or (i < arrays and same_values(result, other))):
+            _explain.check_overlap(result, names[i], other, i < arrays)
     return result
 
 
@@ -320,6 +321,11 @@ cdef cnp.ndarray new_vector(Py_ssize_t channels):
     return cnp.PyArray_ZEROS(1, &shape, cnp.NPY_FLOAT64, 0)
 
 
+cdef cnp.ndarray read_only(cnp.ndarray v):
+    cnp.PyArray_CLEARFLAGS(v, cnp.NPY_ARRAY_WRITEABLE)
+    return v
+
+
 # ---- the calls of functional.py
 
 def batch_stats(x, axis):
@@ -330,11 +336,11 @@ def batch_stats(x, axis):
     call.measure = True
     call.mean, call.var = doubles(mean), doubles(var)
     run(&call, a, a, None, None)
-    return call.values, mean, var
+    return call.values, read_only(mean), read_only(var)
 
 
 def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
-    """(y, count, mean, var): statistics and result in one go."""
+    """(y, (count, mean, var)): statistics and result in one go."""
     if activation is not None or residual is not None:
         _explain.not_yet(activation=activation, residual=residual)
     cdef cnp.ndarray a = accept_x(x, axis), y
@@ -343,12 +349,12 @@ def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
     if call.values == 0:
         _explain.no_values(a)
-    y = accept_out(out, a, (("x", a),), (("gamma", g), ("beta", b)))
+    y = accept_out(out, a, ("x", "gamma", "beta"), (a, g, b), 1)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g64), doubles(b64)
     run(&call, a, a, None, y)
-    return y, call.values, mean, var
+    return y, (call.values, read_only(mean), read_only(var))
 
 
 def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
@@ -361,7 +367,7 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
     cdef cnp.ndarray v = accept_variance(var, "var", call.channels), v64 = in_float64(v)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
-    y = accept_out(out, a, (("x", a),), (("mean", m), ("var", v), ("gamma", g), ("beta", b)))
+    y = accept_out(out, a, ("x", "mean", "var", "gamma", "beta"), (a, m, v, g, b), 1)
     call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
     run(&call, a, a, None, y)
     return y
@@ -400,8 +406,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
         s = s64 = new_vector(call.channels)
         t = t64 = new_vector(call.channels)
     if need_dx:
-        dx = accept_out(out, a, (("x", a), ("dy", d)),
-                        (("stats", m), ("stats", v), ("gamma", g), ("beta", b), ("sums", s), ("sums", t)))
+        dx = accept_out(out, a, ("x", "dy", "stats", "stats", "gamma", "beta", "sums", "sums"),
+                        (a, d, m, v, g, b, s, t), 2)
     elif out is not None:
         _explain.useless_out()
     call.backward, call.constant = True, not training
@@ -471,29 +477,84 @@ cdef inline double mixed(cnp.ndarray running, Py_ssize_t c, double new, double w
     return value if cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT64 else <float>value
 
 
-def move_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray mean, cnp.ndarray var,
-                 double correction, double weight, bint finite_only):
+cpdef int check_writeable(str name, cnp.ndarray a) except -1:
+    """ValueError for a read-only array."""
+    if a is not None and not cnp.PyArray_ISWRITEABLE(a):
+        _explain.read_only(name)
+    return 0
+
+
+def move_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray tracked, cnp.ndarray mean,
+                 cnp.ndarray var, double correction, object weight, object batches, bint finite_only):
     """Move running statistics towards mean and var*correction. Contiguous vectors of one length; mean, var float64.
 
-    Returns None when all is written. Where a channel would not be finite, nothing is written and a list of these
-    channels is returned; with `finite_only` all other channels are written.
+    `batches` is what the 0-d `tracked` becomes, None: one more than before. `weight` None: 1/batches. Returns None when
+    all is written. Where a channel would not be finite, nothing is written and a list of these channels is returned;
+    with `finite_only` all other channels are written.
     """
     cdef Py_ssize_t c
-    cdef double new_mean, new_var
+    cdef double new_mean, new_var, new_weight
     cdef bint write
-    cdef fp_mode before = fp_default()
-    odd = []
+    cdef fp_mode before
+    check_writeable("running_mean", running_mean)
+    check_writeable("running_var", running_var)
+    check_writeable("num_batches_tracked", tracked)
+    cdef cnp.int64_t *number_of = <cnp.int64_t *>cnp.PyArray_DATA(tracked)
+    cdef cnp.int64_t new_batches = number_of[0] + 1 if batches is None else batches
+    new_weight = 1.0/new_batches if weight is None else weight
+    before = fp_default()
+    odd = None
     for write in (False, True):
         for c in range(cnp.PyArray_DIM(mean, 0)):
-            new_mean = mixed(running_mean, c, doubles(mean)[c], weight)
-            new_var = mixed(running_var, c, doubles(var)[c]*correction, weight)
+            new_mean = mixed(running_mean, c, doubles(mean)[c], new_weight)
+            new_var = mixed(running_var, c, doubles(var)[c]*correction, new_weight)
             if not (isfinite(new_mean) and isfinite(new_var)):
                 if not write:
-                    odd.append(c)
+                    odd = [c] if odd is None else odd + [c]
             elif write:
                 put_number(running_mean, c, new_mean)
                 put_number(running_var, c, new_var)
-        if odd and not finite_only:
+        if odd is not None and not finite_only:
             break
+    else:
+        number_of[0] = new_batches
     fp_restore(before)
-    return odd or None
+    return odd
+
+
+# ---- what layers ask for in every call
+
+def fits(x, Py_ssize_t axis, Py_ssize_t channels, object ranks, bint several):
+    """Whether x is an array with so many channels, of one of the ranks (None: any), with more than one value each."""
+    if not cnp.PyArray_CheckExact(x):
+        return False
+    cdef cnp.ndarray a = x
+    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(a)
+    return (0 <= axis < ndim and cnp.PyArray_DIM(a, axis) == channels and (ranks is None or ndim in ranks)
+            and (cnp.PyArray_SIZE(a) > channels if several else ndim >= 2))
+
+
+def same_memory(out, cnp.ndarray x):
+    """Whether out is x itself, value by value."""
+    return (isinstance(out, cnp.ndarray) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, x)
+            and same_values(<cnp.ndarray>out, x))
+
+
+def copies(a, b, c):
+    """A copy of each vector, None of None."""
+    return copy_of(a), copy_of(b), copy_of(c)
+
+
+cdef object copy_of(object vector):
+    if vector is None or not cnp.PyArray_IS_C_CONTIGUOUS(vector):
+        return None if vector is None else vector.copy()
+    cdef cnp.ndarray v = vector, same
+    cdef cnp.npy_intp shape = cnp.PyArray_DIM(v, 0)
+    same = cnp.PyArray_EMPTY(1, &shape, cnp.PyArray_TYPE(v), 0)
+    memcpy(cnp.PyArray_DATA(same), cnp.PyArray_DATA(v), cnp.PyArray_NBYTES(v))
+    return same
+
+
+def put(cnp.ndarray to, cnp.ndarray values):
+    """to[...] = values, for vectors of one length and type."""
+    cnp.PyArray_CopyInto(to, values)

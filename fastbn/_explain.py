@@ -181,7 +181,7 @@ def check_out(out: Any, x: np.ndarray) -> None:
         raise TypeError(f"out: expected an array, got {type(out).__name__}")
     check_like("out", out, "x", x)
     if not out.flags.writeable:
-        raise ValueError("out: expected a writeable array, got a read-only one")
+        read_only("out")
     if _overlaps_itself(out):
         raise ValueError(f"out: expected each value in a place of its own, got strides {out.strides}")
 
@@ -218,8 +218,6 @@ def check_overlap(out: np.ndarray, name: str, other: np.ndarray, itself: bool) -
         raise ValueError(f"out: expected {allowed}, got an array that overlaps {name}")
 
 
-def same_memory(out: Any, x: np.ndarray) -> bool:
-    """Whether out is x itself, value by value."""
-    if not isinstance(out, np.ndarray) or out.shape != x.shape or out.ctypes.data != x.ctypes.data:
-        return False
-    return all(a == b for a, b, n in zip(out.strides, x.strides, x.shape, strict=True) if n > 1)
+def read_only(name: str) -> NoReturn:
+    """Say that an array cannot be written to."""
+    raise ValueError(f"{name}: expected a writeable array, got a read-only one")

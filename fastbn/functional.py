@@ -77,8 +77,8 @@ def batch_norm(
     >>> y.ravel(), stats.mean, stats.var
     (array([-1.,  1.]), array([2.]), array([1.]))
     """
-    y, count, mean, var = _core.batch_norm(x, gamma, beta, eps, axis, activation, residual, out)
-    return y, BatchStats._own(count, mean, var)
+    y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, residual, out)
+    return y, BatchStats._of(stats)
 
 
 def normalize(
@@ -154,7 +154,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
     >>> fastbn.batch_stats(np.array([[1.0, 10.0], [3.0, 10.0]]))
     BatchStats(count=2, mean=array([ 2., 10.]), var=array([1., 0.]))
     """
-    return BatchStats._own(*_core.batch_stats(x, axis))
+    return BatchStats._of(_core.batch_stats(x, axis))
 
 
 def batch_norm_backward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -26,13 +26,8 @@ STATE = {
 }
 
 
-class _Saved(NamedTuple):
-    """What a forward keeps for backward."""
-
-    x: np.ndarray | None  # None: it was overwritten
-    stats: BatchStats | tuple[np.ndarray, np.ndarray]
-    gamma: np.ndarray | None
-    training: bool  # the statistics came from x
+# What a forward keeps for backward: x (None: it was overwritten), statistics, gamma, whether these came from x.
+_Saved = tuple[Any, BatchStats | tuple[np.ndarray, np.ndarray], np.ndarray | None, bool]
 
 
 def _array(attribute: str, what: str) -> Any:
@@ -184,22 +179,25 @@ class BatchNorm:
         RuntimeWarning
             Where running statistics of some channels would not be finite: they stay as they were.
         """
-        x = self._checked_input(x)
-        in_place = out is not None and _explain.same_memory(out, x)
-        if self._uses_batch_stats():
+        from_batch = self._uses_batch_stats()
+        if not _core.fits(x, self.axis, self.num_features, self.ranks, from_batch and self.training):
+            x = self._checked_input(x, from_batch)
+        in_place = out is not None and _core.same_memory(out, x)
+        gamma, beta = self._gamma, self._beta
+        if from_batch:
             if in_place:
                 raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
-            y, stats = functional.batch_norm(x, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
+            y, stats = _core.batch_norm(x, gamma, beta, self.eps, self.axis, None, residual, out)
+            count, mean, var = stats
             if self.training and self._running_mean is not None:
-                self._move_running_stats(stats)
+                self._move_running_stats(mean, var, count / (count - 1), self.momentum, None)
+            gamma, _, _ = _core.copies(gamma, None, None)
+            self._saved = (None if in_place else x, BatchStats._of(stats), gamma, True)
         else:
-            mean, var = self._running_mean, self._running_var
-            assert mean is not None  # use_global_stats and eval need track_running_stats
-            assert var is not None
-            stats = (mean.copy(), var.copy())  # type: ignore[assignment]
-            y = functional.normalize(x, mean, var, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
-        gamma = None if self._gamma is None else self._gamma.copy()
-        self._saved = _Saved(None if in_place else x, stats, gamma, self._uses_batch_stats())
+            mean, var = self._running_mean, self._running_var  # type: ignore[assignment]
+            y = _core.normalize(x, mean, var, gamma, beta, self.eps, self.axis, None, residual, out)
+            gamma, mean, var = _core.copies(gamma, mean, var)  # type: ignore[assignment]
+            self._saved = (None if in_place else x, (mean, var), gamma, False)
         return y
 
     def backward(self, dy: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
@@ -225,24 +223,41 @@ class BatchNorm:
         """
         if self._saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
-        self._check_writeable("_dgamma", "_dbeta")
+        dgamma, dbeta = self._dgamma, self._dbeta
+        _core.check_writeable("dgamma", dgamma)
+        _core.check_writeable("dbeta", dbeta)
         x, stats, gamma, training = self._saved
         if x is None:
             raise RuntimeError("backward: the last forward wrote its result over x (out=x)")
-        gradients = functional.batch_norm_backward(
-            dy, x, stats, gamma, gamma, eps=self.eps, training=training, need_params=self.affine, out=out
+        dx, _, _, new_dgamma, new_dbeta = _core.backward(
+            dy,
+            x,
+            stats,
+            None,
+            gamma,
+            gamma,
+            self.eps,
+            self.axis,
+            None,
+            False,
+            None,
+            training,
+            True,
+            self.affine,
+            out,
+            True,
         )
-        if self._dgamma is not None and self._dbeta is not None:
-            self._dgamma[...], self._dbeta[...] = gradients.dgamma, gradients.dbeta
-        assert gradients.dx is not None
-        return gradients.dx
+        if dgamma is not None:
+            _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
+            _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
+        return dx  # type: ignore[return-value]
 
     def _uses_batch_stats(self) -> bool:
         if self.use_global_stats is not None:
             return not self.use_global_stats
         return self.training or not self.track_running_stats
 
-    def _checked_input(self, x: ArrayLike) -> np.ndarray:
+    def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
         if self.ranks is None:
@@ -253,42 +268,33 @@ class BatchNorm:
             raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
         if x.shape[1] != self.num_features:
             raise ValueError(f"x: expected {self.num_features} channels on axis 1, got shape {x.shape}")
-        if self.training and self._uses_batch_stats() and x.size == self.num_features:
+        if from_batch and self.training and x.size == self.num_features:
             raise ValueError(f"x: expected more than one value per channel in training, got shape {x.shape}")
         return x
 
     # ---- running statistics
 
-    def _move_running_stats(self, stats: BatchStats) -> None:
-        batches = int(self._num_batches_tracked) + 1  # type: ignore[arg-type]
-        weight = 1 / batches if self.momentum is None else self.momentum
-        correction = stats.count / (stats.count - 1)
-        self._put_running_stats(stats.mean, stats.var, correction, weight, batches, stacklevel=4)
+    def _move_running_stats(self, *change: Any) -> None:
+        """Move the running statistics: `change` is what `_core.move_running` takes after the arrays.
 
-    def _put_running_stats(
-        self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float, batches: int, stacklevel: int
-    ) -> None:
-        """Move the running statistics. First warn of channels where they would not be finite: those stay."""
-        self._check_writeable("_running_mean", "_running_var", "_num_batches_tracked")
-        change = (self._running_mean, self._running_var, mean, var, correction, weight)
-        odd = _core.move_running(*change, False)  # type: ignore[arg-type]
+        First warn of channels where they would not be finite: those stay.
+        """
+        running = (self._running_mean, self._running_var, self._num_batches_tracked)
+        odd = _core.move_running(*running, *change, False)  # type: ignore[call-arg, arg-type]
         if odd is not None:
             channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
             warnings.warn(
                 f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
                 f"{channels}",
                 RuntimeWarning,
-                stacklevel=stacklevel,
+                stacklevel=3,
             )
-            _core.move_running(*change, True)  # type: ignore[arg-type]
-        self._num_batches_tracked[...] = batches  # type: ignore[index]
+            _core.move_running(*running, *change, True)  # type: ignore[call-arg, arg-type]
 
     def _check_writeable(self, *attributes: str) -> None:
         """Before the first byte: a layer read from a read-only buffer must not change by half."""
         for attribute in attributes:
-            array = getattr(self, attribute)
-            if array is not None and not array.flags.writeable:
-                raise ValueError(f"{attribute[1:]}: expected a writeable array, got a read-only one")
+            _core.check_writeable(attribute[1:], getattr(self, attribute))
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
@@ -317,7 +323,7 @@ class BatchNorm:
         if stats[0].mean.size != self.num_features:
             raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
-        self._put_running_stats(population.mean, population.unbiased_var, 1.0, 1.0, len(stats), stacklevel=3)
+        self._move_running_stats(population.mean, population.unbiased_var, 1.0, 1.0, len(stats))
 
     # ---- modes, parameters, state
 
