@@ -52,7 +52,7 @@ def _array(attribute: str, what: str) -> Any:
 
 
 class BatchNorm:
-    """Batch normalisation over axis 1 of arrays with two or more dimensions, with running statistics.
+    """Batch normalisation of arrays with two or more dimensions, with running statistics.
 
     In training (`train`, the state after construction) a batch is normalised with its own statistics, which also move
     the running ones; in evaluation (`eval`) with the running ones::
@@ -76,7 +76,7 @@ class BatchNorm:
     track_running_stats : bool
         Without, evaluation uses batch statistics too.
     axis : int
-        Only 1 is implemented yet.
+        Where the channels of x are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     dtype : float32 or float64
         Of parameters and running statistics; x may be of either type.
     activation, negative_slope
@@ -123,15 +123,14 @@ class BatchNorm:
         negative_slope: float = 0.01,
         use_global_stats: bool | None = None,
     ) -> None:
-        axis = _explain.as_axis(axis)
-        if axis != 1 or activation is not None:
-            _explain.not_yet(axis=axis if axis != 1 else None, activation=activation)
+        if activation is not None:
+            _explain.not_yet(activation=activation)
         self.num_features = _checked_features(num_features)
         self.eps = _checked_eps(eps)
         self.momentum = _checked_momentum(momentum)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.axis = axis
+        self.axis = _explain.as_axis(axis)
         self.dtype = _checked_dtype(dtype)
         self.activation = activation
         self.negative_slope = negative_slope
@@ -189,7 +188,9 @@ class BatchNorm:
         if self._uses_batch_stats():
             if in_place:
                 raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
-            y, stats = functional.batch_norm(x, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
+            y, stats = functional.batch_norm(
+                x, self._gamma, self._beta, eps=self.eps, axis=self.axis, residual=residual, out=out
+            )
             if self.training and self._running_mean is not None:
                 self._move_running_stats(stats)
         else:
@@ -197,7 +198,9 @@ class BatchNorm:
             assert mean is not None  # use_global_stats and eval need track_running_stats
             assert var is not None
             stats = (mean.copy(), var.copy())  # type: ignore[assignment]
-            y = functional.normalize(x, mean, var, self._gamma, self._beta, eps=self.eps, residual=residual, out=out)
+            y = functional.normalize(
+                x, mean, var, self._gamma, self._beta, eps=self.eps, axis=self.axis, residual=residual, out=out
+            )
         gamma = None if self._gamma is None else self._gamma.copy()
         self._saved = _Saved(None if in_place else x, stats, gamma, self._uses_batch_stats())
         return y
@@ -230,8 +233,9 @@ class BatchNorm:
         if x is None:
             raise RuntimeError("backward: the last forward wrote its result over x (out=x)")
         gradients = functional.batch_norm_backward(
-            dy, x, stats, gamma, gamma, eps=self.eps, training=training, need_params=self.affine, out=out
-        )
+            dy, x, stats, gamma, gamma,
+            eps=self.eps, axis=self.axis, training=training, need_params=self.affine, out=out,
+        )  # fmt: skip
         if self._dgamma is not None and self._dbeta is not None:
             self._dgamma[...], self._dbeta[...] = gradients.dgamma, gradients.dbeta
         assert gradients.dx is not None
@@ -245,14 +249,17 @@ class BatchNorm:
     def _checked_input(self, x: ArrayLike) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
-        if self.ranks is None:
-            if x.ndim < 2:
-                raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
-        elif x.ndim not in self.ranks:
+        if self.ranks is not None and x.ndim not in self.ranks:
             ranks = " or ".join(map(str, self.ranks))
             raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"x: expected {self.num_features} channels on axis 1, got shape {x.shape}")
+        try:
+            channels = x.shape[self.axis] if x.ndim >= 2 else None
+        except IndexError:
+            channels = None
+        if channels is None:
+            _explain.wrong_axis(x, self.axis)
+        if channels != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels on axis {self.axis}, got shape {x.shape}")
         if self.training and self._uses_batch_stats() and x.size == self.num_features:
             raise ValueError(f"x: expected more than one value per channel in training, got shape {x.shape}")
         return x
@@ -376,6 +383,7 @@ class BatchNorm:
         defaults = {
             "affine": True,
             "track_running_stats": True,
+            "axis": 1,
             "dtype": np.dtype(np.float32),
             "use_global_stats": None,
         }
