@@ -257,9 +257,14 @@ cdef Order memory_order(cnp.ndarray x, int channels) noexcept:
 
 
 cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
-    """s of planes (n, c, s): the last axes of a channel's values, as far as they stand inside that of the channels."""
+    """s of planes (n, c, s): the last axes of a channel's values, as far as they stand inside that of the channels.
+
+    The values of an only channel are one row.
+    """
     cdef int axis
     cdef Py_ssize_t plane = 1
+    if cnp.PyArray_DIM(x, channels) == 1:
+        return cnp.PyArray_SIZE(x)
     for axis in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
         if axis != channels and cnp.PyArray_DIM(x, axis) != 1:
             if not is_inside(x, axis, channels):
