@@ -5,6 +5,7 @@ or finds out what is wrong and raises the error; nothing has been written by the
 """
 
 cimport numpy as cnp
+from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
@@ -87,14 +88,23 @@ cdef inline bint plain(cnp.ndarray a):
     return (dtype == cnp.NPY_FLOAT32 or dtype == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(a)
 
 
-cdef cnp.ndarray accept_x(object x, object axis):
-    """x with at least two axes, one of the kernels' types and at least one channel."""
+cdef cnp.ndarray accept_x(object x):
+    """x as an array of one of the kernels' types."""
     if not (cnp.PyArray_CheckExact(x) and plain(x)):
         x = _explain.as_array("x", x)
-    cdef cnp.ndarray a = x
-    if not (type(axis) is int and axis == 1 and cnp.PyArray_NDIM(a) >= 2 and cnp.PyArray_DIM(a, 1) > 0):
-        _explain.check_axis(a, axis)
-    return a
+    return x
+
+
+cdef int accept_axis(object axis, cnp.ndarray x) except -1:
+    """The axis of the channels, from 0 on: one of at least two, and not empty."""
+    cdef int ndim = cnp.PyArray_NDIM(x), overflow = 0
+    cdef long channels = 0
+    if type(axis) is int and ndim >= 2:
+        channels = PyLong_AsLongAndOverflow(axis, &overflow)
+        channels += ndim if channels < 0 else 0
+        if overflow == 0 and 0 <= channels < ndim and cnp.PyArray_DIM(x, <int>channels) > 0:
+            return <int>channels
+    return _explain.checked_axis(x, axis)
 
 
 cdef cnp.ndarray accept_like(object given, str name, cnp.ndarray x):
@@ -227,33 +237,53 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple names, tuple inputs
     return result
 
 
-cdef Order memory_order(cnp.ndarray x) noexcept:
-    """ROWS where the channels have the smallest stride of all axes longer than 1, in np.empty_like's reckoning."""
+cdef inline bint is_inside(cnp.ndarray x, int axis, int channels) noexcept:
+    """Whether an axis longer than 1 stands inside that of the channels in memory, in np.empty_like's reckoning."""
+    cdef Py_ssize_t step = abs(cnp.PyArray_STRIDE(x, axis)), channel = abs(cnp.PyArray_STRIDE(x, channels))
+    return step < channel or (step == channel and axis > channels)
+
+
+cdef Order memory_order(cnp.ndarray x, int channels) noexcept:
+    """ROWS where no axis stands inside that of the channels. Axes of length 1 do not count."""
     cdef int axis
     cdef bint others = False
-    cdef Py_ssize_t step, channel = abs(cnp.PyArray_STRIDE(x, 1))
-    if cnp.PyArray_DIM(x, 1) == 1:
+    if cnp.PyArray_DIM(x, channels) == 1:
         return PLANES
     for axis in range(cnp.PyArray_NDIM(x)):
-        if axis == 1 or cnp.PyArray_DIM(x, axis) == 1:
-            continue
-        others = True
-        step = abs(cnp.PyArray_STRIDE(x, axis))
-        if step < channel or (step == channel and axis > 1):
-            return PLANES
+        if axis != channels and cnp.PyArray_DIM(x, axis) != 1:
+            others = True
+            if is_inside(x, axis, channels):
+                return PLANES
     return ROWS if others else PLANES
 
 
-cdef void view(cnp.ndarray a, View *v) noexcept:
-    """The view that kernels take of an array with its channels on axis 1."""
-    cdef int axis, last = -1, ndim = cnp.PyArray_NDIM(a)
+cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
+    """s of planes (n, c, s): the last axes of a channel's values, as far as they stand inside that of the channels.
+
+    The values of an only channel are one row.
+    """
+    cdef int axis
+    cdef Py_ssize_t plane = 1
+    if cnp.PyArray_DIM(x, channels) == 1:
+        return cnp.PyArray_SIZE(x)
+    for axis in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
+        if axis != channels and cnp.PyArray_DIM(x, axis) != 1:
+            if not is_inside(x, axis, channels):
+                break
+            plane *= cnp.PyArray_DIM(x, axis)
+    return plane
+
+
+cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
+    """The view that kernels take of an array with its channels on this axis."""
+    cdef int axis, last = -1
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
-    v.channel = cnp.PyArray_STRIDE(a, 1)
+    v.channel = cnp.PyArray_STRIDE(a, channels)
     v.aligned = cnp.PyArray_ISALIGNED(a)
-    for axis in range(ndim):
+    for axis in range(cnp.PyArray_NDIM(a)):
         length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
-        if axis == 1 or length == 1:
+        if axis == channels or length == 1:
             continue
         if last >= 0 and v.step[last] == length*step:
             v.shape[last] *= length
@@ -268,39 +298,36 @@ cdef void view(cnp.ndarray a, View *v) noexcept:
     v.axes = last + 1
 
 
-cdef inline Py_ssize_t values_per_channel(cnp.ndarray x) noexcept:
-    return cnp.PyArray_SIZE(x)//cnp.PyArray_DIM(x, 1)
-
-
 # ---- running a kernel
 
-cdef Call describe(cnp.ndarray x, double eps) noexcept:
-    """A call on x with everything optional absent."""
+cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
+    """A call on x, with its channels on this axis and everything optional absent."""
     cdef Call call
     memset(&call, 0, sizeof(Call))
     call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
-    call.channels = cnp.PyArray_DIM(x, 1)
-    call.values = values_per_channel(x)
-    call.plane = call.values//max(1, cnp.PyArray_DIM(x, 0))
+    call.channels = cnp.PyArray_DIM(x, channels)
+    call.values = cnp.PyArray_SIZE(x)//call.channels
+    call.plane = values_in_a_row(x, channels)
     call.eps = eps
     return call
 
 
-cdef int run(Call *call, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out) except -1:
+cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy,
+             cnp.ndarray out) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
     cdef View x_view, dy_view, out_view
-    cdef Order order = memory_order(order_of)
+    cdef Order order = memory_order(order_of, channels)
     cdef Py_ssize_t scratch
     if call.values == 0:
         return 0
     if x is not None:
-        view(x, &x_view)
+        view(x, channels, &x_view)
         call.x = &x_view
     if dy is not None:
-        view(dy, &dy_view)
+        view(dy, channels, &dy_view)
         call.dy = &dy_view
     if out is not None:
-        view(out, &out_view)
+        view(out, channels, &out_view)
         call.out = &out_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and cnp.PyArray_NBYTES(out) >= STREAM_FROM
@@ -330,12 +357,13 @@ cdef cnp.ndarray read_only(cnp.ndarray v):
 
 def batch_stats(x, axis):
     """(count, mean, var) of x."""
-    cdef cnp.ndarray a = accept_x(x, axis)
-    cdef Call call = describe(a, 0)
+    cdef cnp.ndarray a = accept_x(x)
+    cdef int channels = accept_axis(axis, a)
+    cdef Call call = describe(a, channels, 0)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean, call.var = doubles(mean), doubles(var)
-    run(&call, a, a, None, None)
+    run(&call, channels, a, a, None, None)
     return call.values, read_only(mean), read_only(var)
 
 
@@ -343,8 +371,9 @@ def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
     """(y, (count, mean, var)): statistics and result in one go."""
     if activation is not None or residual is not None:
         _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_x(x, axis), y
-    cdef Call call = describe(a, accept_eps(eps))
+    cdef cnp.ndarray a = accept_x(x), y
+    cdef int channels = accept_axis(axis, a)
+    cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
     if call.values == 0:
@@ -353,7 +382,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g64), doubles(b64)
-    run(&call, a, a, None, y)
+    run(&call, channels, a, a, None, y)
     return y, (call.values, read_only(mean), read_only(var))
 
 
@@ -361,15 +390,16 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
     """y from given statistics."""
     if activation is not None or residual is not None:
         _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_x(x, axis), y
-    cdef Call call = describe(a, accept_eps(eps))
+    cdef cnp.ndarray a = accept_x(x), y
+    cdef int channels = accept_axis(axis, a)
+    cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_variance(var, "var", call.channels), v64 = in_float64(v)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
     y = accept_out(out, a, ("x", "mean", "var", "gamma", "beta"), (a, m, v, g, b), 1)
     call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
-    run(&call, a, a, None, y)
+    run(&call, channels, a, a, None, y)
     return y
 
 
@@ -386,8 +416,10 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
         _explain.check_residual(residual)
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
     need_params = accept_flag(need_params, "need_params")
-    cdef cnp.ndarray a = accept_x(x, axis), d = accept_like(dy, "dy", a), dx = None
-    cdef Call call = describe(a, accept_eps(eps))
+    cdef cnp.ndarray a = accept_x(x), d, dx = None
+    cdef int channels = accept_axis(axis, a)
+    d = accept_like(dy, "dy", a)
+    cdef Call call = describe(a, channels, accept_eps(eps))
     count, mean, var = _explain.as_stats(stats, training)
     cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_variance(var, "stats.var", call.channels), v64 = in_float64(v)
@@ -416,7 +448,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
-        run(&call, a, a if call.measure or training else None, d, dx)
+        run(&call, channels, a, a if call.measure or training else None, d, dx)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
     return dx, s, t, dgamma, dbeta
@@ -530,6 +562,8 @@ def fits(x, Py_ssize_t axis, Py_ssize_t channels, object ranks, bint several):
         return False
     cdef cnp.ndarray a = x
     cdef Py_ssize_t ndim = cnp.PyArray_NDIM(a)
+    if axis < 0:
+        axis += ndim
     return (0 <= axis < ndim and cnp.PyArray_DIM(a, axis) == channels and (ranks is None or ndim in ranks)
             and (cnp.PyArray_SIZE(a) > channels if several else ndim >= 2))
 

@@ -57,17 +57,21 @@ def as_axis(axis: Any) -> int:
         raise TypeError(f"axis: expected an integer, got {type(axis).__name__}") from None
 
 
-def check_axis(x: np.ndarray, axis: Any) -> None:
-    """That x has the rank and the channels that axis speaks of."""
-    axis = as_axis(axis)
+def wrong_axis(x: np.ndarray, axis: int) -> NoReturn:
+    """Say that x has no such axis, or too few of them."""
     if x.ndim < 2:
         raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis: expected {-x.ndim} to {x.ndim - 1} for x with shape {x.shape}, got {axis}")
-    if axis % x.ndim != 1:
-        raise NotImplementedError(f"axis: only 1 is implemented yet, got {axis} for x with shape {x.shape}")
-    if x.shape[1] == 0:
+    raise ValueError(f"axis: expected {-x.ndim} to {x.ndim - 1} for x with shape {x.shape}, got {axis}")
+
+
+def checked_axis(x: np.ndarray, axis: Any) -> int:
+    """The axis of the channels of x, from 0 on, once x has that axis and a channel."""
+    axis = as_axis(axis)
+    if x.ndim < 2 or not -x.ndim <= axis < x.ndim:
+        wrong_axis(x, axis)
+    if x.shape[axis] == 0:
         raise ValueError(f"x: expected at least one channel on axis {axis}, got shape {x.shape}")
+    return axis % x.ndim
 
 
 def check_like(name: str, given: np.ndarray, like_name: str, like: np.ndarray) -> None:

@@ -42,13 +42,14 @@ def batch_norm(
     Parameters
     ----------
     x : array_like, shape (N, C, ...), float32 or float64
-        Two or more dimensions with at least one value per channel; any strides. Statistics are carried in float64.
+        Two or more dimensions, channels on `axis`, at least one value per channel; any strides. Statistics are carried
+        in float64.
     gamma, beta : array_like, shape (C,), float32 or float64, optional
         Scale and shift; ones and zeros where not given.
     eps : float
         Added to the variance, >= 0. With 0, a constant channel still gives beta.
     axis : int
-        Where the channels are. Only 1 is implemented yet.
+        Where the channels are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     activation, negative_slope, residual
         Not implemented yet.
     out : ndarray, optional
@@ -136,7 +137,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
     x : array_like, shape (N, C, ...), float32 or float64
         May be empty: count, mean and var are 0 then.
     axis : int
-        Where the channels are. Only 1 is implemented yet.
+        Where the channels are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
 
     Returns
     -------
@@ -337,7 +338,7 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
     batches : iterable of array_like or BatchStats
         Arrays as in `batch_stats`, or statistics already taken; batches may differ in size.
     axis : int
-        Where the channels of arrays are. Only 1 is implemented yet.
+        Where the channels of arrays are.
     method : {"pooled", "paper"}
         "pooled": the statistics of all values together. "paper": Algorithm 2 of Ioffe and Szegedy 2015, the mean of
         the batches' means, and (as `unbiased_var`) the mean of their unbiased variances.

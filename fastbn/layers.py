@@ -47,7 +47,7 @@ def _array(attribute: str, what: str) -> Any:
 
 
 class BatchNorm:
-    """Batch normalisation over axis 1 of arrays with two or more dimensions, with running statistics.
+    """Batch normalisation of arrays with two or more dimensions, with running statistics.
 
     In training (`train`, the state after construction) a batch is normalised with its own statistics, which also move
     the running ones; in evaluation (`eval`) with the running ones::
@@ -71,7 +71,7 @@ class BatchNorm:
     track_running_stats : bool
         Without, evaluation uses batch statistics too.
     axis : int
-        Only 1 is implemented yet.
+        Where the channels of x are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     dtype : float32 or float64
         Of parameters and running statistics; x may be of either type.
     activation, negative_slope
@@ -118,15 +118,14 @@ class BatchNorm:
         negative_slope: float = 0.01,
         use_global_stats: bool | None = None,
     ) -> None:
-        axis = _explain.as_axis(axis)
-        if axis != 1 or activation is not None:
-            _explain.not_yet(axis=axis if axis != 1 else None, activation=activation)
+        if activation is not None:
+            _explain.not_yet(activation=activation)
         self.num_features = _checked_features(num_features)
         self.eps = _checked_eps(eps)
         self.momentum = _checked_momentum(momentum)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.axis = axis
+        self.axis = _explain.as_axis(axis)
         self.dtype = _checked_dtype(dtype)
         self.activation = activation
         self.negative_slope = negative_slope
@@ -260,14 +259,17 @@ class BatchNorm:
     def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
-        if self.ranks is None:
-            if x.ndim < 2:
-                raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
-        elif x.ndim not in self.ranks:
+        if self.ranks is not None and x.ndim not in self.ranks:
             ranks = " or ".join(map(str, self.ranks))
             raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"x: expected {self.num_features} channels on axis 1, got shape {x.shape}")
+        try:
+            channels = x.shape[self.axis] if x.ndim >= 2 else None
+        except IndexError:
+            channels = None
+        if channels is None:
+            _explain.wrong_axis(x, self.axis)
+        if channels != self.num_features:
+            raise ValueError(f"x: expected {self.num_features} channels on axis {self.axis}, got shape {x.shape}")
         if from_batch and self.training and x.size == self.num_features:
             raise ValueError(f"x: expected more than one value per channel in training, got shape {x.shape}")
         return x
@@ -382,6 +384,7 @@ class BatchNorm:
         defaults = {
             "affine": True,
             "track_running_stats": True,
+            "axis": 1,
             "dtype": np.dtype(np.float32),
             "use_global_stats": None,
         }

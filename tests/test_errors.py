@@ -222,9 +222,7 @@ OPTIONS = [
             (3, ValueError, "expected -3 to 2 for x with shape .*, got 3"),
             (-4, ValueError, "expected -3 to 2 for x with shape .*, got -4"),
             (2**70, ValueError, "expected -3 to 2"),
-            (0, NotImplementedError, "only 1 is implemented yet, got 0"),
-            (-1, NotImplementedError, "only 1 is implemented yet, got -1"),
-            (np.int64(2), NotImplementedError, "only 1 is implemented yet, got 2"),
+            (np.int64(3), ValueError, "expected -3 to 2 for x with shape .*, got 3"),
             (True, TypeError, "expected an integer, got a bool"),
             (np.True_, TypeError, "expected an integer, got a bool"),
             (1.0, TypeError, "expected an integer, got float"),
@@ -549,7 +547,12 @@ OTHERS = {
     "dtype byte order": (lambda a: fastbn.BatchNorm(3, dtype=">f4"), TypeError, "^dtype: .*got >f4"),
     "dtype None": (lambda a: fastbn.BatchNorm(3, dtype=None), TypeError, "^dtype: .*got None"),
     "dtype unknown": (lambda a: fastbn.BatchNorm(3, dtype="real"), TypeError, "^dtype: .*got 'real'"),
-    "layer axis -1": (lambda a: fastbn.BatchNorm(3, axis=-1), NotImplementedError, "^axis: not implemented yet"),
+    "layer axis 3": (
+        lambda a: fastbn.BatchNorm(3, axis=3)(a.x), ValueError, "^axis: expected -3 to 2 for x with shape .*, got 3",
+    ),
+    "layer axis -1": (
+        lambda a: fastbn.BatchNorm(3, axis=-1)(a.x), ValueError, "^x: expected 3 channels on axis -1, got shape",
+    ),
     "layer axis True": (lambda a: fastbn.BatchNorm(3, axis=True), TypeError, "^axis: expected an integer, got a bool"),
     "layer axis 1.0": (lambda a: fastbn.BatchNorm(3, axis=1.0), TypeError, "^axis: expected an integer, got float"),
     "layer axis by position": (

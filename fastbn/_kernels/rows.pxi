@@ -7,7 +7,7 @@
 
 cdef struct Table:
     Call *call
-    Loops loops
+    RowLoops loops
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
     Py_ssize_t tile_rows        # rows of a tile: few where tiles must be gathered, since threads have small stacks
     double *center              # per channel: the pivot of the statistics, or the mean of the backward sums
@@ -177,7 +177,7 @@ cdef void run_rows(Call *call) noexcept nogil:
     cdef fp_mode before = fp_default()
     cdef Py_ssize_t c
     table.call = call
-    table.loops = choose_loops(call)
+    table.loops = choose_row_loops(call)
     table.blocks = block_count(call.channels, call.values, ROWS)
     table.tiles = (call.channels + TILE_WIDTH - 1)//TILE_WIDTH
     table.tile_rows = GATHERED_ROWS

@@ -55,7 +55,7 @@ cdef struct Call:
     int dtype
     Py_ssize_t channels
     Py_ssize_t values       # per channel, n*s
-    Py_ssize_t plane        # of these the neighbours within one sample, s
+    Py_ssize_t plane        # of these the ones that stand inside the channels in memory, s
     const View *x           # NULL: not read
     const View *dy          # NULL in forward
     const View *out         # NULL: only measured

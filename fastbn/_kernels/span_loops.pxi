@@ -1,17 +1,13 @@
-# The loops of a call, behind pointers.
+# Which loops a call on planes runs.
 
 
 ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, const Steps *,
                            Py_ssize_t count, Py_ssize_t length, const void *about, Lanes *) noexcept nogil
-ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, const double *center,
-                          double *a, double *b) noexcept nogil
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
                              Py_ssize_t length, const void *formulas, Carry *) noexcept nogil
 ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const void *formula, Carry *,
                             const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
                             const void *about, Lanes *) noexcept nogil
-ctypedef void (*apply_rows)(const void **dy, const void **x, void **out, Py_ssize_t rows, Py_ssize_t width,
-                            const Coefficients *) noexcept nogil
 
 
 cdef struct Loops:
@@ -19,10 +15,8 @@ cdef struct Loops:
     Py_ssize_t itemsize
     sum_spans sum_spans
     sum_spans sum_spans_again   # the same about any centre, for a second attempt
-    sum_rows sum_rows
     apply_spans apply_spans
     sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
-    apply_rows apply_rows
 
 
 cdef inline Loops loops_of(const Call *call, real typed) noexcept nogil:
@@ -32,22 +26,17 @@ cdef inline Loops loops_of(const Call *call, real typed) noexcept nogil:
     if not call.backward:
         loops.sum_spans = <sum_spans>sums_of_spans[real, Deviations]
         loops.sum_spans_again = <sum_spans>sums_of_spans[real, FarDeviations]
-        loops.sum_rows = <sum_rows>deviations_rows[real]
         loops.apply_spans = <apply_spans>results_of_spans[real, Normalized]
         loops.sweep_span = <sweep_span>results_and_sums[real, Normalized, Deviations]
-        loops.apply_rows = <apply_rows>normalize_rows[real]
     else:
         loops.sum_spans = <sum_spans>sums_of_spans[real, Products]
         loops.sum_spans_again = <sum_spans>sums_of_spans[real, FarProducts]
-        loops.sum_rows = <sum_rows>products_rows[real]
         if call.constant:
             loops.apply_spans = <apply_spans>results_of_spans[real, Scaled]
             loops.sweep_span = <sweep_span>results_and_sums[real, Scaled, Products]
-            loops.apply_rows = <apply_rows>scale_rows[real]
         else:
             loops.apply_spans = <apply_spans>results_of_spans[real, Gradient]
             loops.sweep_span = <sweep_span>results_and_sums[real, Gradient, Products]
-            loops.apply_rows = <apply_rows>gradient_rows[real]
     return loops
 
 

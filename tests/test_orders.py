@@ -1,0 +1,232 @@
+"""Every memory order, axis and kind of strides: right (P1), and the same bits whatever does not count (P2).
+
+The rows of the tests come from a generator: each pair of options occurs together in at least one of them.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+from arrays import assert_dx, assert_parameter_gradients, assert_stats, assert_y, memory_of, random_array
+
+import fastbn
+from fastbn import reference
+
+EPS = 1e-3
+
+# Axes from the outermost in memory to the innermost, of an array (N, C, ...) of `ndim` axes.
+ORDERS = {
+    "planes": lambda ndim: range(ndim),
+    "channels-last": lambda ndim: [0, *range(2, ndim), 1],
+    "channels-first": lambda ndim: [1, 0, *range(2, ndim)],
+    "samples-last": lambda ndim: [*range(1, ndim), 0],
+    "channels-between": lambda ndim: [0, *range(2, ndim - 1), 1, ndim - 1] if ndim > 2 else range(ndim),
+    "fortran": lambda ndim: range(ndim)[::-1],
+}
+
+# What is taken of a larger array: a slice for each axis of (N, C, ...), and how much larger that is.
+STRIDES = {
+    "whole": lambda shape: ([slice(None)] * len(shape), shape),
+    "first channels": lambda shape: (
+        [slice(None), slice(shape[1]), *[slice(None)] * (len(shape) - 2)],
+        (shape[0], 2 * shape[1] + 5, *shape[2:]),
+    ),
+    "every second sample": lambda shape: (
+        [slice(None, None, 2), *[slice(None)] * (len(shape) - 1)],
+        (2 * shape[0], *shape[1:]),
+    ),
+    "backwards": lambda shape: ([slice(None, None, -1)] * len(shape), shape),
+    "channels backwards": lambda shape: ([slice(None), slice(None, None, -1), ...], shape),
+    "last axis cut": lambda shape: ([..., slice(2, 2 + shape[-1])], (*shape[:-1], shape[-1] + 4)),
+    "every second value": lambda shape: ([..., slice(None, None, 2)], (*shape[:-1], 2 * shape[-1])),
+}
+
+OPTIONS = {
+    "order": ORDERS,
+    "strides": STRIDES,
+    "dtype": [np.float32, np.float64],
+    "channels": [1, 2, 3, 8, 16, 21, 64, 100, 150],
+    "axis": [0, 1, 2, -1],
+    "rest": [(), (1,), (37,), (5, 7), (2, 3, 4), (23, 29)],
+    "samples": [1, 2, 9, 40],
+    "others": ["same", *ORDERS],  # the order of dy and out
+    "offset": [0, 16, 1],  # of the first byte, from a multiple of 64
+    "data": ["ordinary", "far", "constant", "outlier"],
+}
+
+
+def pairwise(options, seed=0):
+    """Choices, as few as a greedy search finds, in which each pair of values of two options stands together."""
+    names, rng = list(options), np.random.default_rng(seed)
+    places = {name: list(range(len(options[name]))) for name in names}
+    left = {((a, i), (b, j)) for a, b in itertools.combinations(names, 2) for i in places[a] for j in places[b]}
+
+    def pairs(choice):
+        return set(itertools.combinations([(name, choice[name]) for name in names], 2))
+
+    while left:
+        first = dict(min(left))
+        tries = [{name: int(rng.choice(places[name])) for name in names} | first for _ in range(30)]
+        best = max(tries, key=lambda choice: len(pairs(choice) & left))
+        left -= pairs(best)
+        yield {name: list(options[name])[best[name]] for name in names}
+
+
+ROWS = list(pairwise(OPTIONS))
+
+
+def name_of(row):
+    return "-".join(getattr(value, "__name__", str(value)).replace(" ", "") for value in row.values())
+
+
+def laid_out(values, order, strides="whole", offset=0):
+    """A copy of an array (N, C, ...) in another order, cut out of a larger array full of NaN."""
+    part, larger = STRIDES[strides](values.shape)
+    axes = list(ORDERS[order](values.ndim))
+    raw = np.empty(int(np.prod(larger)) * values.itemsize + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    memory = raw[start : start + int(np.prod(larger)) * values.itemsize].view(values.dtype)
+    memory[...] = np.nan
+    view = memory.reshape([larger[axis] for axis in axes]).transpose(np.argsort(axes))[tuple(part)]
+    view[...] = values
+    return view
+
+
+class Example:
+    """The arrays of a row, (N, C, ...), and the axis to which their channels are moved for a call."""
+
+    def __init__(self, row):
+        shape = (row["samples"], row["channels"], *row["rest"])
+        self.axis = row["axis"] if -len(shape) <= row["axis"] < len(shape) else 1
+        values, gradient = random_array(shape, row["dtype"]), random_array(shape, row["dtype"], seed=1)
+        if row["data"] == "far":
+            values += row["dtype"](3e4)
+        elif row["data"] == "constant":
+            values[:, 0] = 0.1
+        elif row["data"] == "outlier":
+            values[0, 0] = 1e6
+        self.x = laid_out(values, row["order"], row["strides"], row["offset"])
+        self.others = row["order"] if row["others"] == "same" else row["others"]
+        self.dy = laid_out(gradient, self.others, offset=row["offset"])
+        rng = np.random.default_rng(shape[1])
+        self.gamma, self.beta = rng.normal(size=(2, shape[1])).astype(np.float32)
+
+    def moved(self, a):
+        """An array with its channels on the axis of the call: the same memory."""
+        return np.moveaxis(a, 1, self.axis)
+
+    def results(self, x=None, dy=None, axis=None, out=None):
+        """Every result, by name, as arrays (N, C, ...) again. `out` gives an array for a result that is to take it."""
+        x, dy = self.x if x is None else x, self.dy if dy is None else dy
+        axis = self.axis if axis is None else axis
+
+        def call(function, *arrays, **options):
+            arrays = [np.moveaxis(a, 1, axis) if isinstance(a, np.ndarray) and a.ndim > 1 else a for a in arrays]
+            if out is not None:
+                options["out"] = np.moveaxis(out(), 1, axis)
+            return function(*arrays, eps=EPS, axis=axis, **options)
+
+        y, stats = call(fastbn.batch_norm, x, self.gamma, self.beta)
+        whole = call(fastbn.batch_norm_backward, dy, x, stats, self.gamma, self.beta)
+        constant = call(fastbn.batch_norm_backward, dy, x, stats, self.gamma, self.beta, training=False)
+        inference = call(fastbn.normalize, x, stats.mean, stats.var, self.gamma, self.beta)
+        found = {"y": y, "inference": inference, "dx": whole.dx, "constant dx": constant.dx}
+        found = {name: np.moveaxis(a, axis, 1) for name, a in found.items()}
+        return {**found, "mean": stats.mean, "var": stats.var, "dgamma": whole.dgamma, "dbeta": whole.dbeta}
+
+
+def differing(a, b):
+    """Names of the results whose bytes differ."""
+    return [name for name in a if a[name].tobytes() != b[name].tobytes()]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
+def test_right_and_the_same_bits(row):
+    e = Example(row)
+    before = memory_of(e.x).copy(), memory_of(e.dy).copy()
+    found = e.results()
+
+    # right
+    stats = fastbn.BatchStats(e.x.size // e.x.shape[1], found["mean"], found["var"])
+    assert_stats(stats, e.x)
+    assert_y(found["y"], e.x, stats.mean, stats.var, e.gamma, e.beta, EPS)
+    assert_dx(found["dx"], e.dy, e.x, stats, e.gamma, EPS)
+    assert_parameter_gradients(found["dgamma"], found["dbeta"], e.dy, e.x, stats.mean, stats.var, EPS)
+    for name in ("y", "dx"):
+        assert e.moved(found[name]).strides == np.empty_like(e.moved(e.x)).strides
+
+    # the same bits
+    assert differing({"y": found["inference"]}, found) == []  # split
+    assert differing(e.results(axis=1), found) == []
+    assert differing(e.results(x=e.x.copy(order="K")), found) == []
+    assert differing(e.results(dy=laid_out(e.dy, row["order"], row["strides"])), found) == []
+    zeros = np.zeros_like(e.dy)
+    for order, strides in {(row["order"], "whole"), (e.others, row["strides"])}:
+        new = e.results(out=lambda order=order, strides=strides: laid_out(zeros, order, strides, 48))
+        assert differing(new, found) == []
+    for threads in (1, 3):
+        with fastbn.num_threads(threads):
+            assert differing(e.results(), found) == []
+    assert np.array_equal(memory_of(e.x), before[0])
+    assert np.array_equal(memory_of(e.dy), before[1])
+
+
+@pytest.mark.parametrize("row", ROWS[::5], ids=name_of)
+def test_written_over_an_argument(row):
+    e = Example(row)
+    found = e.results()
+    stats = fastbn.BatchStats(e.x.size // e.x.shape[1], found["mean"], found["var"])
+    for name, call in {
+        "y": lambda x, dy, **o: fastbn.batch_norm(x, e.gamma, e.beta, out=x, **o)[0],
+        "inference": lambda x, dy, **o: fastbn.normalize(x, stats.mean, stats.var, e.gamma, e.beta, out=x, **o),
+        "dx": lambda x, dy, **o: fastbn.batch_norm_backward(dy, x, stats, e.gamma, e.beta, out=dy, **o).dx,
+        "constant dx": lambda x, dy, **o: (
+            fastbn.batch_norm_backward(dy, x, stats, e.gamma, e.beta, training=False, out=x, **o).dx
+        ),
+    }.items():
+        x = laid_out(e.x, row["order"], row["strides"], row["offset"])
+        dy = laid_out(e.dy, e.others, offset=row["offset"])
+        around = np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else [])
+        result = np.moveaxis(call(e.moved(x), e.moved(dy), axis=e.axis, eps=EPS), e.axis, 1)
+        assert result.tobytes() == found[name].tobytes(), name
+        assert np.array_equal(around, np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else []))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2, -3, -4, np.int8(-1), np.array(2)], ids=repr)
+def test_axis(axis):
+    """The axis that the reference means, for functions and layers."""
+    x, dy = random_array((4, 5, 6, 7)), random_array((4, 5, 6, 7), seed=1)
+    channels = x.shape[int(axis)]
+    gamma, beta = np.random.default_rng(0).normal(size=(2, channels)).astype(np.float32)
+    y, stats = fastbn.batch_norm(x, gamma, beta, axis=axis)
+    expected, expected_stats = reference.batch_norm(x, gamma, beta, axis=int(axis))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(stats.mean, expected_stats.mean, rtol=1e-6, atol=1e-6)
+    dx = fastbn.batch_norm_backward(dy, x, stats, gamma, axis=axis).dx
+    np.testing.assert_allclose(
+        dx, reference.batch_norm_backward(dy, x, expected_stats, gamma, axis=int(axis)).dx, rtol=0, atol=1e-5
+    )
+    assert fastbn.population_stats([x, x], axis=axis).count == 2 * stats.count
+    bn = fastbn.BatchNorm(channels, axis=axis)
+    bn.gamma, bn.beta = gamma, beta
+    assert np.array_equal(bn(x), y)
+    assert np.array_equal(bn.backward(dy), dx)
+    bn.eval()
+    assert np.array_equal(bn(x), fastbn.normalize(x, bn.running_mean, bn.running_var, gamma, beta, axis=axis))
+    bn.recalibrate([x])
+    np.testing.assert_allclose(bn.running_mean, expected_stats.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_axes_of_length_1_do_not_count():
+    x = random_array((6, 5, 7))
+    expected = fastbn.batch_norm(x)[0]
+    for shape, axis in [((6, 5, 1, 7), 1), ((1, 6, 5, 7), 2), ((6, 1, 5, 7, 1), 2)]:
+        assert fastbn.batch_norm(x.reshape(shape), axis=axis)[0].tobytes() == expected.tobytes()
+
+
+def test_planes_with_channels_between():
+    """(A, B, C, D) with the channels on axis 2 is (A*B, C, D) with the channels on axis 1."""
+    x = random_array((3, 4, 5, 66))
+    expected = fastbn.batch_norm(x.reshape(12, 5, 66))[0]
+    assert fastbn.batch_norm(x, axis=2)[0].tobytes() == expected.tobytes()
+    assert fastbn.batch_norm(x.transpose(0, 2, 1, 3))[0].transpose(0, 2, 1, 3).tobytes() == expected.tobytes()
