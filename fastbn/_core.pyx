@@ -82,17 +82,33 @@ def build():
 
 # ---- accepting arguments
 
+# What NumPy calls the bfloat16 of ml_dtypes, once an array of it has come.
+cdef int BFLOAT16_TYPE = -1
+
+
 cdef inline bint plain(cnp.ndarray a):
-    """Whether an array is of a type the kernels take, in this machine's byte order."""
+    """Whether an array is of a type the kernels compute in, in this machine's byte order."""
     cdef int dtype = cnp.PyArray_TYPE(a)
     return (dtype == cnp.NPY_FLOAT32 or dtype == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(a)
 
 
-cdef cnp.ndarray accept_x(object x):
-    """x as an array of one of the kernels' types."""
-    if not (cnp.PyArray_CheckExact(x) and plain(x)):
-        x = _explain.as_array("x", x)
-    return x
+cdef inline Storage storage_of(cnp.ndarray a):
+    """Whether an array is of a half type."""
+    cdef int dtype = cnp.PyArray_TYPE(a)
+    if dtype == cnp.NPY_FLOAT16:
+        return FLOAT16
+    return BFLOAT16 if dtype == BFLOAT16_TYPE else AS_IS
+
+
+cdef cnp.ndarray accept_array(object given, str name):
+    """An array of one of the kernels' types."""
+    global BFLOAT16_TYPE
+    if cnp.PyArray_CheckExact(given) and (plain(given) or (storage_of(given) and cnp.PyArray_ISNOTSWAPPED(given))):
+        return given
+    cdef cnp.ndarray a = _explain.as_array(name, given)
+    if not plain(a) and cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT16:
+        BFLOAT16_TYPE = cnp.PyArray_TYPE(a)
+    return a
 
 
 cdef int accept_axis(object axis, cnp.ndarray x) except -1:
@@ -109,8 +125,7 @@ cdef int accept_axis(object axis, cnp.ndarray x) except -1:
 
 cdef cnp.ndarray accept_like(object given, str name, cnp.ndarray x):
     """An array of x's shape and type, in any memory order."""
-    if not (cnp.PyArray_CheckExact(given) and plain(given)):
-        given = _explain.as_array(name, given)
+    given = accept_array(given, name)
     if not (cnp.PyArray_TYPE(given) == cnp.PyArray_TYPE(x) and cnp.PyArray_SAMESHAPE(given, x)):
         _explain.check_like(name, given, "x", x)
     return given
@@ -280,7 +295,8 @@ cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
     v.channel = cnp.PyArray_STRIDE(a, channels)
-    v.aligned = cnp.PyArray_ISALIGNED(a)
+    v.storage = storage_of(a)
+    v.aligned = v.storage == AS_IS and cnp.PyArray_ISALIGNED(a)
     for axis in range(cnp.PyArray_NDIM(a)):
         length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
         if axis == channels or length == 1:
@@ -357,7 +373,7 @@ cdef cnp.ndarray read_only(cnp.ndarray v):
 
 def batch_stats(x, axis):
     """(count, mean, var) of x."""
-    cdef cnp.ndarray a = accept_x(x)
+    cdef cnp.ndarray a = accept_array(x, "x")
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, 0)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
@@ -371,7 +387,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
     """(y, (count, mean, var)): statistics and result in one go."""
     if activation is not None or residual is not None:
         _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_x(x), y
+    cdef cnp.ndarray a = accept_array(x, "x"), y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
@@ -390,7 +406,7 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
     """y from given statistics."""
     if activation is not None or residual is not None:
         _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_x(x), y
+    cdef cnp.ndarray a = accept_array(x, "x"), y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m64 = in_float64(m)
@@ -416,7 +432,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
         _explain.check_residual(residual)
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
     need_params = accept_flag(need_params, "need_params")
-    cdef cnp.ndarray a = accept_x(x), d, dx = None
+    cdef cnp.ndarray a = accept_array(x, "x"), d, dx = None
     cdef int channels = accept_axis(axis, a)
     d = accept_like(dy, "dy", a)
     cdef Call call = describe(a, channels, accept_eps(eps))

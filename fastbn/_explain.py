@@ -16,7 +16,7 @@ import numpy as np
 from fastbn.statistics import BatchStats, GradientSums
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-HALF_TYPES = ("float16", "bfloat16")
+ARRAY_TYPES = "float16, bfloat16, float32 or float64"
 
 
 def as_any_array(name: str, given: Any) -> np.ndarray:
@@ -32,19 +32,22 @@ def as_any_array(name: str, given: Any) -> np.ndarray:
 
 
 def as_array(name: str, given: Any) -> np.ndarray:
-    """An array argument as a plain ndarray of float32 or float64."""
+    """An array argument as a plain ndarray of one of the kernels' types."""
     array = as_any_array(name, given)
-    if array.dtype.name in HALF_TYPES and array.dtype.isnative:
-        raise NotImplementedError(f"{name}: dtype {array.dtype} is not implemented yet; there are float32 and float64")
-    _check_float(name, array)
+    if not (array.dtype.isnative and _is_half(array.dtype)):
+        _check_float(name, array, ARRAY_TYPES)
     return array
 
 
-def _check_float(name: str, array: np.ndarray) -> None:
+def _is_half(dtype: np.dtype) -> bool:
+    return dtype == np.float16 or (dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes")
+
+
+def _check_float(name: str, array: np.ndarray, expected: str = "float32 or float64") -> None:
     if not array.dtype.isnative:
         raise TypeError(f"{name}: expected native byte order, got dtype {array.dtype.str!r}")
     if array.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
+        raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
 
 
 def as_axis(axis: Any) -> int:

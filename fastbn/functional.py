@@ -41,7 +41,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array_like, shape (N, C, ...), float32 or float64
+    x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
         Two or more dimensions, channels on `axis`, at least one value per channel; any strides. Statistics are carried
         in float64.
     gamma, beta : array_like, shape (C,), float32 or float64, optional
@@ -103,7 +103,7 @@ def normalize(
 
     Parameters
     ----------
-    x : array_like, shape (N, C, ...), float32 or float64
+    x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
         Two or more dimensions, any strides; may be empty.
     mean, var : array_like, shape (C,), float32 or float64
         var >= 0.
@@ -134,7 +134,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
 
     Parameters
     ----------
-    x : array_like, shape (N, C, ...), float32 or float64
+    x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
         May be empty: count, mean and var are 0 then.
     axis : int
         Where the channels are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
@@ -189,7 +189,7 @@ def batch_norm_backward(
     ----------
     dy : array_like
         Gradient of y: the shape and dtype of x, any strides.
-    x : array_like, shape (N, C, ...), float32 or float64
+    x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
         What the forward was given. Its memory order decides the order of the sums.
     stats : BatchStats
         What the forward returned; without training also a pair (mean, var).

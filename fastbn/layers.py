@@ -73,7 +73,7 @@ class BatchNorm:
     axis : int
         Where the channels of x are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     dtype : float32 or float64
-        Of parameters and running statistics; x may be of either type.
+        Of parameters and running statistics; x may be of any type.
     activation, negative_slope
         Not implemented yet.
     use_global_stats : bool or None
@@ -157,7 +157,7 @@ class BatchNorm:
 
         Parameters
         ----------
-        x : array_like, shape (N, C, ...), float32 or float64
+        x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
         residual
             Not implemented yet.
         out : ndarray, optional

@@ -99,7 +99,11 @@ def test_tiers_are_connected_and_have_no_cycle():
 def test_every_module_is_in_the_table():
     """A new module says here what it may import. The command line and the demo stand above the public names."""
     above = {name_of(p) for p in SOURCES if p.parent.name == "demo"} | {"cli.py", "__main__.py"}
-    included = {name_of(p) for p in KERNELS.glob("*.pxi")} | {"_kernels/platform.h", "_kernels/lanes.h"}
+    included = {name_of(p) for p in KERNELS.glob("*.pxi")} | {
+        "_kernels/platform.h",
+        "_kernels/lanes.h",
+        "_kernels/half.h",
+    }
     assert {name_of(p) for p in SOURCES} - above - included == set(MAY_IMPORT) - {"_kernels/kernels.pxi"}
     private = re.compile(r"\bfastbn\._(?!_)|from fastbn import .*\b_")
     assert [name for name in above if private.search(code_of(PACKAGE / name))] == []
@@ -136,7 +140,7 @@ def test_only_threads_reads_thread_variables():
 def test_only_dispatch_knows_instruction_sets():
     names = r"(?i)x86|avx|sse\d|fma\b|neon|aarch64|FASTBN_ISA"
     found = holding(names)
-    assert found <= {"_dispatch.py", "_cpu.pyx", "_kernels/platform.h", "_kernels/lanes.h"}
+    assert found <= {"_dispatch.py", "_cpu.pyx", "_kernels/platform.h", "_kernels/lanes.h", "_kernels/half.h"}
     assert "_dispatch.py" in found
 
 

@@ -3,7 +3,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 from libc.math cimport fabs, isfinite
-from libc.stdint cimport INTPTR_MAX, uintptr_t
+from libc.stdint cimport INTPTR_MAX, uint16_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastbn._kernels.table cimport *
@@ -32,6 +32,12 @@ cdef extern from "lanes.h":
     lanes_t lanes_last(lanes_t x, Py_ssize_t n) noexcept nogil
     double lanes_sum(lanes_t) noexcept nogil
     void lanes_store(double *, lanes_t) noexcept nogil
+
+cdef extern from "half.h":
+    void widen_float16s(const uint16_t *source, float *to, Py_ssize_t n) noexcept nogil
+    void narrow_float16s(const float *source, uint16_t *to, Py_ssize_t n) noexcept nogil
+    void widen_bfloat16s(const uint16_t *source, float *to, Py_ssize_t n) noexcept nogil
+    void narrow_bfloat16s(const float *source, uint16_t *to, Py_ssize_t n) noexcept nogil
 
 include "team.pxi"
 include "views.pxi"

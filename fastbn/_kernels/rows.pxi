@@ -34,7 +34,7 @@ cdef void row_addresses(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize
         else:
             where[i] = <char *>tile + i*width*itemsize
             if fill:
-                move_run(there, v.channel, width, itemsize, where[i], False)
+                move_run(v, there, v.channel, width, itemsize, where[i], False)
 
 
 cdef void put_rows(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,
@@ -44,7 +44,7 @@ cdef void put_rows(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t co
     if rows_in_place(v, itemsize):
         return
     for i in range(rows):
-        move_run(address(v, column, row + i), v.channel, width, itemsize, where[i], True)
+        move_run(v, address(v, column, row + i), v.channel, width, itemsize, where[i], True)
 
 
 cdef void sum_tile(const Table *table, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,

@@ -6,15 +6,21 @@ cdef enum Order:
     PLANES              # (n, c, s): the values of a channel in runs of s
     ROWS                # (m, c): the channels of a value side by side
 
-cdef enum Dtype:
+cdef enum Dtype:        # of the arithmetic
     FLOAT32
     FLOAT64
+
+cdef enum Storage:      # half types are widened to float32 in tiles
+    AS_IS
+    FLOAT16
+    BFLOAT16
 
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
     CHUNK = 512         # values of a tile
     ROW_CHUNK = 128     # rows that are added up, 32 additions of four or 64 of two, before the sum is put away
+    HALVES = 128        # values of a half type that are converted at once
     TILE_ROWS = 32      # rows and channels of a tile
     TILE_WIDTH = 128
     GATHERED_ROWS = 8   # rows of a tile that is gathered; a multiple of 4, so that the sums group the same rows
@@ -30,7 +36,8 @@ cdef struct View:
     Py_ssize_t shape[MAX_AXES]
     Py_ssize_t step[MAX_AXES]
     int axes
-    bint aligned        # addresses are multiples of the item size: values may be read in place
+    Storage storage
+    bint aligned        # values may be read in place: they are stored as they are, at multiples of the item size
 
 
 cdef struct Sums:

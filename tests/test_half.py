@@ -1,0 +1,188 @@
+"""float16 and bfloat16 are storage: widened exactly, computed as float32, rounded to the nearest."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn import _cpu, reference
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+SHAPES = {"planes": (4, 5, 6, 7), "short rows": (6, 3, 3), "rows": (50, 9), "long": (2, 3, 5000)}
+BUILDS = ["baseline"] + ["x86-64-v3"] * _cpu.has_x86_64_v3()
+
+
+def laid_out(a, order):
+    """A copy in NCHW, or with the channels innermost."""
+    return (
+        np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if order == "channels innermost" else a.copy()
+    )
+
+
+def make(shape, dtype, order="C"):
+    rng = np.random.default_rng(0)
+    x, dy = (laid_out(rng.normal(1, 3, size=shape).astype(dtype), order) for _ in range(2))
+    gamma, beta = rng.normal(size=(2, shape[1]))
+    return x, dy, gamma, beta
+
+
+def every_value(dtype):
+    return np.arange(2**16, dtype=np.uint16).view(dtype)
+
+
+def same(a, b):
+    """Equal bits, or both NaN."""
+    bits = f"u{a.itemsize}"
+    return bool(((a.view(bits) == b.view(bits)) | (np.isnan(a.astype("f4")) & np.isnan(b.astype("f4")))).all())
+
+
+CONVERSIONS = """
+import sys, warnings, numpy as np, ml_dtypes, fastbn
+from test_half import HALVES, every_value, same, through
+for dtype in HALVES:
+    values = every_value(dtype)
+    assert same(through(values), values), dtype
+    wide = values.astype("f4")
+    bits = wide[np.isfinite(wide)].view("u4").astype(np.int64)
+    steps = (-(2**12), -1, 0, 1, 2**12 - 1, 2**12, 2**12 + 1, 2**15 - 1, 2**15, 2**15 + 1)
+    near = [(bits + step).astype("u4").view("f4") for step in steps]
+    near = np.concatenate([*near, np.array([np.inf, -np.inf, np.nan, 65504, 65519.996, 65520, 3.4e38, 1e-45], "f4")])
+    near[near == 0] = 0  # 0 + -0 is 0
+    with np.errstate(all="ignore"):
+        expected = near.astype(dtype)
+    got = np.empty(near.size, dtype)
+    for start in range(0, near.size, 1000):
+        part = near[start : start + 1000]
+        # x = 0, so that y is beta: what is rounded is the float32
+        mean, var = np.zeros(part.size), np.ones(part.size)
+        y = fastbn.normalize(np.zeros((1, part.size), dtype), mean, var, None, part, eps=0)
+        got[start : start + 1000] = y[0]
+    assert same(got, expected), dtype
+print("ok")
+"""
+
+
+def through(values):
+    """Values that are read and written by a kernel which does not change them: y = (x - 0)*1 + 0."""
+    zero = np.zeros(1)
+    y = fastbn.normalize(values.reshape(1, 1, -1), zero, zero + 1, eps=0)
+    rows = fastbn.normalize(np.stack([values, values]), np.zeros(values.size), np.ones(values.size), eps=0)
+    # -0 + 0 is 0
+    assert same(rows[1], y[0, 0])
+    return np.where(values == 0, values, y[0, 0])
+
+
+@pytest.mark.parametrize("isa", BUILDS)
+def test_every_value(isa):
+    """All 65,536 values, and the float32 around the middle between two of them, as NumPy and ml_dtypes convert them."""
+    environment = {**os.environ, "FASTBN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
+    ran = subprocess.run([sys.executable, "-c", CONVERSIONS], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "ok\n"
+
+
+@pytest.mark.parametrize("order", ["C", "channels innermost"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_as_float32_and_rounded(dtype, shape, order):
+    """Exactly what float32 gives, rounded once: the statistics and the order of additions are the same."""
+    x, dy, gamma, beta = make(shape, dtype, order)
+    wide_x, wide_dy = (laid_out(a.astype("f4"), order) for a in (x, dy))
+    y, stats = fastbn.batch_norm(x, gamma, beta)
+    wide_y, wide_stats = fastbn.batch_norm(wide_x, gamma, beta)
+    assert stats == wide_stats
+    assert y.dtype == dtype
+    assert y.strides == np.empty_like(x).strides
+    assert same(y, wide_y.astype(dtype))
+    assert same(fastbn.normalize(x, stats.mean, stats.var, gamma, beta), y)
+    for training in (True, False):
+        got = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, training=training)
+        expected = fastbn.batch_norm_backward(wide_dy, wide_x, stats, gamma, beta, training=training)
+        assert same(got.dx, expected.dx.astype(dtype))
+        assert got.dgamma.tobytes() == expected.dgamma.tobytes()
+        assert got.dbeta.tobytes() == expected.dbeta.tobytes()
+
+
+@pytest.mark.parametrize("order", ["C", "channels innermost"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_values(dtype, shape, order):
+    """Against the reference, on the values as stored: one rounding of the half type and four of float32."""
+    x, dy, gamma, beta = make(shape, dtype, order)
+    y, stats = fastbn.batch_norm(x, gamma, beta)
+    unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
+    wide, wide_dy = x.astype("f8"), dy.astype("f8")
+    expected, expected_stats = reference.batch_norm(wide, gamma, beta)
+    np.testing.assert_allclose(stats.mean, expected_stats.mean, rtol=0, atol=1e-6 * np.sqrt(expected_stats.var).max())
+    np.testing.assert_allclose(stats.var, expected_stats.var, rtol=1e-6)
+    np.testing.assert_allclose(y.astype("f8"), expected, rtol=unit * 1.01, atol=1e-5)
+    got = fastbn.batch_norm_backward(dy, x, stats, gamma, beta)
+    expected = reference.batch_norm_backward(wide_dy, wide, expected_stats, gamma, beta)
+    np.testing.assert_allclose(got.dx.astype("f8"), expected.dx, rtol=unit * 1.01, atol=1e-5)
+    np.testing.assert_allclose(got.dgamma, expected.dgamma, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_strides_out_and_threads(dtype):
+    """Misaligned and strided arrays, out= over x and dy, threads: always the same bits."""
+    x, dy, gamma, beta = make((40, 6, 40, 41), dtype)
+    y, stats = fastbn.batch_norm(x, gamma, beta)
+    dx = fastbn.batch_norm_backward(dy, x, stats, gamma, beta).dx
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    odd = raw[1:].view(dtype).reshape(x.shape)
+    odd[...] = x
+    spread = np.zeros((*x.shape, 3), dtype)[..., 1]
+    for threads in (1, 2, 3):
+        with fastbn.num_threads(threads):
+            for buffer in (odd, spread, x[::-1].copy()[::-1]):
+                buffer[...] = x
+                assert same(fastbn.batch_norm(buffer, gamma, beta)[0].copy(), y)
+                assert same(fastbn.batch_norm(buffer, gamma, beta, out=buffer)[0].copy(), y)
+                buffer[...] = dy
+                assert same(fastbn.batch_norm_backward(buffer, x, stats, gamma, beta, out=buffer).dx.copy(), dx)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_overflow_subnormal_nan(dtype):
+    """What the half type cannot hold becomes infinite, and touches no other channel; statistics stay finite."""
+    top = float(ml_dtypes.finfo(dtype).max)
+    x = np.array([[top, 1, np.nan], [-top, 2, 1]], np.float64).astype(dtype)
+    y, stats = fastbn.batch_norm(x, np.array([1e30, 1, 1]))
+    assert np.isfinite(stats.var[:2]).all()
+    expected = [np.inf, -np.inf] if dtype == np.float16 else [1e30, -1e30]
+    np.testing.assert_allclose(y[:, 0].astype("f8"), expected, rtol=2.0**-8)
+    assert np.isfinite(y[:, 1].astype("f4")).all()
+    assert np.isnan(y[:, 2].astype("f4")).all()
+    tiny = np.array([[1], [3]], np.uint16).view(dtype)  # subnormal numbers
+    assert fastbn.batch_stats(tiny).mean[0] == tiny.astype("f8").mean()
+    constant = np.full((7, 1, 3), 0.1).astype(dtype)
+    assert fastbn.batch_stats(constant).var[0] == 0
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_layer(dtype):
+    """A layer's parameters stay float32, whatever x is; gradients of gamma and beta too."""
+    x, dy, _, _ = make((4, 5, 6, 7), dtype)
+    bn = fastbn.BatchNorm2d(5)
+    y = bn(x)
+    dx = bn.backward(dy)
+    assert y.dtype == dx.dtype == dtype
+    assert bn.dgamma.dtype == bn.running_mean.dtype == np.float32
+    np.testing.assert_allclose(bn.running_mean, 0.1 * x.astype("f8").mean((0, 2, 3)), rtol=1e-6)
+    assert bn.eval()(x).dtype == dtype
+
+
+def test_gradients_are_float32():
+    x, dy, _, _ = make((4, 5), np.float16)
+    got = fastbn.batch_norm_backward(dy, x, fastbn.batch_stats(x))
+    assert got.dgamma.dtype == got.dbeta.dtype == np.float32
+
+
+def test_ml_dtypes_is_not_imported():
+    """It comes with the caller's array, or not at all."""
+    code = "import sys, numpy, fastbn; fastbn.batch_stats(numpy.ones((2, 2), 'f2')); print('ml_dtypes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
