@@ -424,7 +424,7 @@ def test_shapes_that_a_second_bottom_may_have():
             assert run.inside == shape
             assert shape == () or run.start == axis % 4
         else:
-            with pytest.raises(ValueError, match="shape|num_axes"):
+            with pytest.raises(ValueError, match=r"shape|num_axes"):
                 layer[axis].run((100, 3, 40, 60), shape)
 
 
@@ -587,7 +587,7 @@ def test_wrong_bottoms():
         scale(x, np.ones((3, 5), np.float32))
     with pytest.raises(TypeError, match="scale: expected an array of float32 or float64, got int64"):
         scale(x, 2)
-    with pytest.raises(TypeError, match="x: .* masked"):
+    with pytest.raises(TypeError, match=r"x: .* masked"):
         scale(np.ma.ones(SHAPE))
     with pytest.raises(RuntimeError, match="backward: expected a forward"):
         scale.backward(x)
@@ -596,7 +596,7 @@ def test_wrong_bottoms():
         scale(np.ones((2, 4)))
     with pytest.raises(ValueError, match="blobs: expected 1, got 2"):
         scale(x, np.float32(2))
-    with pytest.raises(ValueError, match="dy: expected shape"):
+    with pytest.raises(ValueError, match="dy: expected the shape of x"):
         scale.backward(x[:1])
     assert [blob.diff.any() for blob in scale.blobs] == [False, False]
     for layer in (scale, caffe.Scale(0, -1), caffe.Scale(1, 2), caffe.Bias()):
