@@ -55,6 +55,7 @@ class Block:
         """
         x = floats("x", x)
         bn, scale = self.batch_norm, self.scale
+        bn.check(x)
         run = None if scale is None else scale.run(x.shape)
         if scale is None:
             y, saved = bn.forward(x, None, None, out)

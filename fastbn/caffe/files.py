@@ -17,6 +17,7 @@ from fastbn.caffe.schema import message
 NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 LEGACY = ("num", "channels", "height", "width")
 LONGEST_MESSAGE = 300
+MOST_AXES = 32  # of a blob, in Caffe
 
 
 class Source:
@@ -37,9 +38,10 @@ class Source:
         """The layers with their blobs, and whatever else a binary file holds, to be written back."""
         if not self.is_text:
             return self._parsed("Weights")
-        weights = self._parsed("Weights")
-        with_blobs = [layer for layer in weights.layer if layer.blobs]
-        return type(weights)(layer=with_blobs)
+        if b"blobs" not in self.content:
+            return message("Weights")()
+        layers = self._parsed("Weights").layer
+        return message("Weights")(layer=[layer for layer in layers if layer.blobs])
 
     def _parsed(self, name: str) -> Any:
         kind = message(name)
@@ -123,7 +125,7 @@ def _broken(data: bytes, descriptor: Any, where: str) -> str | None:
         if kind != 2 or field is None:
             continue
         seen[number] = seen.get(number, -1) + 1
-        if field.packed and length % {"float": 4, "double": 8}.get(_scalar(field), 1):
+        if length % {field.TYPE_FLOAT: 4, field.TYPE_DOUBLE: 8}.get(field.type, 1):
             return f"{where}{name}: {label}: {length} bytes are no whole number of values"
         if field.message_type is not None:
             inner = f"{label} {seen[number]}" if label == "layer" else f"{where}{name}: {label}[{seen[number]}]"
@@ -131,10 +133,6 @@ def _broken(data: bytes, descriptor: Any, where: str) -> str | None:
             if found:
                 return found
     return None
-
-
-def _scalar(field: Any) -> str:
-    return {field.TYPE_FLOAT: "float", field.TYPE_DOUBLE: "double"}.get(field.type, "")
 
 
 # ---- blobs
@@ -146,17 +144,15 @@ def blob_array(blob: Any, where: str) -> np.ndarray:
     field = "double_data" if len(blob.double_data) else "data"
     shape = tuple(getattr(blob, name) for name in LEGACY) if legacy else tuple(blob.shape.dim)
     values = getattr(blob, field)
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"{where}.shape: expected at most {MOST_AXES} axes, got {len(shape)}")
     if any(length < 0 for length in shape) or math.prod(shape) != len(values):
-        raise ValueError(f"{where}.{field}: expected the values of shape {_shape(shape)}, got {len(values)}")
+        raise ValueError(f"{where}.{field}: expected the values of shape {shape}, got {len(values)}")
     array = np.array(values, np.float32 if field == "data" else np.float64).reshape(shape)
     if not np.isfinite(array).all():
         first = int(np.flatnonzero(~np.isfinite(array.ravel()))[0])
         raise ValueError(f"{where}.{field}: expected finite values, got {array.ravel()[first]} at {first}")
     return array
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"{shape}" if len(shape) <= 8 else f"({', '.join(map(str, shape[:8]))}, ...)"
 
 
 def is_legacy(blob: Any) -> bool:

@@ -185,10 +185,7 @@ class BatchNorm:
         self, x: np.ndarray, gamma: np.ndarray | None, beta: np.ndarray | None, out: np.ndarray | None
     ) -> tuple[np.ndarray, _Saved]:
         """Normalise, scale and shift in one pass: y, and what `gradients_of` needs."""
-        if x.ndim < 2:
-            raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
-        if self.blobs and x.shape[1] != self.channels:
-            raise ValueError(f"x: expected {self.channels} channels on axis 1, got shape {x.shape}")
+        self.check(x)
         blobs = self.blobs or self.new_blobs(x.shape[1])
         kept_gamma = None if gamma is None else gamma.copy()
         if self.in_global_mode:
@@ -205,6 +202,13 @@ class BatchNorm:
             self._move(blobs, stats)
         self.blobs[:] = blobs
         return y, saved
+
+    def check(self, x: np.ndarray) -> None:
+        """That x has channels, and as many as the blobs."""
+        if x.ndim < 2:
+            raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
+        if self.blobs and x.shape[1] != self.channels:
+            raise ValueError(f"x: expected {self.channels} channels on axis 1, got shape {x.shape}")
 
     def _move(self, blobs: list[Blob], stats: fastbn.BatchStats) -> None:
         f, m = self.moving_average_fraction, stats.count
