@@ -609,6 +609,6 @@ caffe.BatchNorm(1)(np.ones((2, 1)))
 open({str(tmp_path / "x")!r}, "w").close()
 raise SystemExit(cli.main(["caffe", {str(tmp_path / "x")!r}]))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert 'pip install "fastbn[caffe]"' in found.stderr
