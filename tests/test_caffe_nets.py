@@ -1,5 +1,6 @@
 """Caffe's nets: what `load` finds in prototxt and caffemodel, what the blocks compute, what `save` writes."""
 
+import doctest
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ from caffe_files import (
 
 import fastbn
 from fastbn import caffe, cli, reference
+from fastbn.caffe import blobs, layers, net
 
 
 @pytest.fixture
@@ -361,6 +363,15 @@ def test_a_block_and_its_layers_do_the_same(files, rng):
     assert data_of(one_pass.batch_norm) == data_of(apart.batch_norm)
 
 
+def test_a_scale_that_does_not_fit_changes_nothing(files):
+    text = BATCH_NORM + one("scale", "scale_param { num_axes: 2 }", "Scale")
+    model = caffemodel(layer("bn", "BatchNorm", STATISTICS), layer("scale", "Scale", [blob(np.ones((2, 3)))]))
+    (block,) = caffe.load(*files(text, model), phase="TRAIN").blocks
+    with pytest.raises(ValueError, match=r"blobs\[0\]: expected shape \(2, 4\)"):
+        block(np.ones((3, 2, 4)))
+    assert data_of(block.batch_norm) == [[2, 4], [6, 8], [2]]
+
+
 def test_blocks_refuse_what_layers_refuse(files):
     (block,) = caffe.load(*files(BATCH_NORM + SCALE, MODEL)).blocks
     with pytest.raises(RuntimeError, match="backward: expected a forward"):
@@ -598,15 +609,21 @@ def test_errors_of_the_command(contents, arguments, message, files, capsys, monk
     assert not (tmp_path / "out.npz").exists()
 
 
+@pytest.mark.parametrize("module", [blobs, layers, net], ids=lambda m: m.__name__)
+def test_examples(module):
+    results = doctest.testmod(module)
+    assert (results.failed, results.attempted > 0) == (0, True)
+
+
 def test_a_missing_extra_is_named(tmp_path):
     """The layers need NumPy alone; reading files says what to install."""
+    (tmp_path / "x").write_text(EXAMPLE)
     code = f"""
 import sys
 sys.modules["google"] = sys.modules["google.protobuf"] = None
 from fastbn import caffe, cli
 import numpy as np
 caffe.BatchNorm(1)(np.ones((2, 1)))
-open({str(tmp_path / "x")!r}, "w").close()
 raise SystemExit(cli.main(["caffe", {str(tmp_path / "x")!r}]))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -109,6 +109,7 @@ BROKEN_BINARIES = {
         r"layer 0 'bn': blobs\[0\]: data: 5 bytes are no whole number of values",
     ),
     "nested groups": (b"\x8b\x01" * 100_000, "net.caffemodel: "),
+    "an empty file": (b"", "expected a prototxt or caffemodel, got an empty file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + b"\x00" * 50, "expected a prototxt or caffemodel, got an HDF5 file"),
 }
 
@@ -159,7 +160,7 @@ def test_texts(case, tmp_path):
 
 def test_what_is_not_known_is_skipped(tmp_path):
     text = (
-        '# a comment\nname: "net" solver { a: [1, 2, { b: "c" }] } debug_info: true\n'
+        '# a comment\nname: "net" solver { a: [1, 2] c { b: "c" } } debug_info: true\n'
         'layers { name: "old" type: CONVOLUTION blobs_lr: 1 }\n'
         'layer { name: "c" type: "Convolution" convolution_param { num_output: 64 weight_filler { type: "msra" } } }\n'
         + bn("batch_norm_param { engine: CUDNN } strange_param < a: 1 b { } > loss_weight: 1")

@@ -28,8 +28,8 @@ class Blob:
     >>> from fastbn import caffe
     >>> blob = caffe.Blob([1.0, 2.0])
     >>> blob.data = [3.0, 4.0]
-    >>> blob[1], blob.diff
-    (4.0, array([0., 0.]))
+    >>> blob[:], blob.diff
+    (array([3., 4.]), array([0., 0.]))
     """
 
     def __init__(self, data: ArrayLike, dtype: DTypeLike | None = None) -> None:

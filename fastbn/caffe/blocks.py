@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 import fastbn
-from fastbn.caffe.affine import floats
+from fastbn.caffe.affine import Run, floats
 from fastbn.caffe.layers import BatchNorm, Scale, gradients_of
 
 
@@ -56,19 +56,24 @@ class Block:
         x = floats("x", x)
         bn, scale = self.batch_norm, self.scale
         bn.check(x)
-        run = None if scale is None else scale.run(x.shape)
         if scale is None:
             y, saved = bn.forward(x, None, None, out)
-        elif run is not None and run.is_channels:
-            blobs = scale.blobs_for(run)
-            gamma, beta = blobs[0].data.reshape(-1), blobs[1].data.reshape(-1) if scale.bias_term else None
-            y, saved = bn.forward(x, gamma, beta, out)
-            scale.use(blobs, run)
         else:
-            y = bn(x, out)
-            y, saved = scale(y, out=y), None
+            y, saved = self._both(x, scale.run(x.shape), scale, out)
         self._saved = (saved,)
         return y
+
+    def _both(self, x: np.ndarray, run: Run, scale: Scale, out: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        """In one pass where the scale goes along axis 1, else one after the other: what is kept is None then."""
+        blobs = scale.blobs_for(run)  # before anything changes: they must fit x
+        if not run.is_channels:
+            y = self.batch_norm(x, out)
+            scale.use(blobs, run)
+            return scale(y, out=y), None
+        gamma, beta = blobs[0].data.reshape(-1), blobs[1].data.reshape(-1) if scale.bias_term else None
+        y, saved = self.batch_norm.forward(x, gamma, beta, out)
+        scale.use(blobs, run)
+        return y, saved
 
     def backward(self, dy: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
         """Gradient of x; those of the Scale are added to the `diff` of its blobs.

@@ -26,6 +26,8 @@ class Source:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.content = Path(path).read_bytes()
+        if not self.content:
+            raise ValueError(f"{self.path}: expected a prototxt or caffemodel, got an empty file")
         if self.content.startswith(b"\x89HDF"):
             raise ValueError(f"{self.path}: expected a prototxt or caffemodel, got an HDF5 file")
         self.is_text = not NO_TEXT.search(self.content)
@@ -52,7 +54,9 @@ def _from_text(kind: Any, source: Source) -> Any:
     from google.protobuf import text_format
 
     try:
-        return text_format.Parse(source.content.decode("utf-8", "replace"), kind(), allow_unknown_field=True)
+        return text_format.Parse(
+            source.content.decode("utf-8-sig", "backslashreplace"), kind(), allow_unknown_field=True
+        )
     except RecursionError:
         raise ValueError(f"{source.path}: messages are nested too deeply") from None
     except (text_format.ParseError, ValueError, OverflowError) as error:
