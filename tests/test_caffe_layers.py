@@ -1,6 +1,7 @@
 """Caffe's layers: vectors worked out by hand, Caffe's own test cases with their tolerances, the float64 reference."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -608,3 +609,21 @@ def test_wrong_bottoms():
             layer(x, out=x[:1].copy())
     with pytest.raises(ValueError, match="bias: expected the shape"):
         caffe.Bias()(x, np.ones(2))
+
+
+def test_a_scalar_bottom_goes_with_any_axis():
+    assert caffe.Scale(axis=9)(np.ones(SHAPE), np.array(3.0)).max() == 3
+    assert caffe.Bias(axis=9)(np.ones(SHAPE), np.array(3.0)).max() == 4
+
+
+def test_a_factor_for_each_value_takes_no_memory_but_the_results():
+    """The kernels would take vectors of float64 as long as x."""
+    x = np.ones((1, 250_000), np.float32)
+    scale = caffe.Scale(axis=0)
+    scale(x[:, :2], x[:, :2])
+    tracemalloc.start()
+    y = scale(x, x)
+    dx, ds = scale.backward(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * (y.nbytes + dx.nbytes + 2 * ds.nbytes)

@@ -138,6 +138,21 @@ def test_blobs_are_matched_by_name_alone(files):
     np.testing.assert_allclose(block(np.array([[3.0, 4.0]])), expected, rtol=1e-14)
 
 
+def test_layers_of_one_name_are_told_apart_by_type(files):
+    """And of one name and type in a file the last one counts, as in Caffe."""
+    model = caffemodel(
+        layer("a", "BatchNorm", [blob([9, 9])] * 3), layer("a", "BatchNorm", STATISTICS), layer("a", "Scale", AFFINE)
+    )
+    paths = files(one("a") + one("a", "scale_param { bias_term: true }", "Scale"), model)
+    net = caffe.load(*paths)
+    (block,) = net.blocks
+    assert (data_of(block.batch_norm)[0], data_of(block.scale)[0]) == ([2, 4], [10, 20])
+    block.batch_norm.blobs[0].data, block.scale.blobs[1].data = [5, 6], [7, 8]
+    net.save(paths[1])
+    (again,) = caffe.load(*paths).blocks
+    assert (data_of(again.batch_norm)[0], data_of(again.scale)) == ([5, 6], [[10, 20], [7, 8]])
+
+
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("double", [True, False], ids=["double", "float"])
 @pytest.mark.parametrize("legacy", [True, False], ids=["legacy shape", "shape"])
@@ -452,6 +467,14 @@ def test_the_two_bn_layers_of_yjxiong(style, shape, files, rng):
     (again,) = caffe.load(*paths, bn=style).blocks
     np.testing.assert_allclose(again.batch_norm.statistics(), moved, rtol=1e-6)
     assert data_of(again.scale) == [[10, 20], [100, 200]]
+
+
+def test_an_inverse_deviation_that_is_rounded_up(files):
+    """1/sqrt(0 + eps) in float32 may be a little more than that: the variance is 0, not less."""
+    invstd = np.nextafter(np.float32(1e-5**-0.5), np.float32(np.inf))
+    model = caffemodel(layer("bn", "BN", [blob([v], (1, 1)) for v in (1, 0, 0, invstd)]))
+    (block,) = caffe.load(*files(bn_text(), model), bn="invstd").blocks
+    assert block.fused().running_var == 0
 
 
 def test_bn_has_to_be_named(files):
