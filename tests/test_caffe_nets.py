@@ -596,6 +596,11 @@ def test_the_command_lists_and_exports(files, tmp_path, capsys):
     ]
 
 
+def test_oddities_that_many_layers_share_take_one_line(files, capsys):
+    assert cli.main(["caffe", *map(str, files("".join(one(f"bn{k}") for k in range(9)), MODEL))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "bn0, bn1, bn2, bn3 and 5 more: no blobs in the file"
+
+
 def test_the_exported_state(files, tmp_path, capsys):
     paths, to = files(BATCH_NORM + SCALE, MODEL), tmp_path / "out.npz"
     assert cli.main(["caffe", *map(str, paths), "--to", str(to)]) == 0
@@ -617,7 +622,8 @@ def test_the_exported_state(files, tmp_path, capsys):
     [
         ((), ["missing.prototxt"], "No such file"),
         (("layer {",), [], "0.prototxt: 1:"),
-        ((BATCH_NORM, b"\xa2\x06\x7f"), [], "1.caffemodel: the file: layer: expected 127 bytes"),
+        ((MODEL,), [], "layer 'bn': expected one bottom and one top, got 0 and 0 (a file of blobs alone needs"),
+        ((BATCH_NORM, b"\xa2\x06\x7f"), [], "1.caffemodel: the file: layer 0: expected 127 bytes"),
         ((one(kind="BN"),), [], "layer 'bn': type BN"),
         ((BATCH_NORM,), ["--to", "out.npz"], "layer 'bn': the number of channels is not known"),
         ((BATCH_NORM + BATCH_NORM, MODEL), ["--to", "out.npz"], "layer 'bn': two blocks of the net have this name"),

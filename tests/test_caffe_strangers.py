@@ -91,18 +91,22 @@ def test_blobs_of_a_scale_that_do_not_fit(tmp_path):
 
 
 BROKEN_BINARIES = {
-    "a length beyond the end": (varint(802) + b"\x7f", r"the file: layer: expected 127 bytes, the file has 0 left"),
-    "an enormous length": (varint(802) + varint(2**63), "the file: layer: expected 9223372036854775808 bytes"),
+    "a length beyond the end": (varint(802) + b"\x7f", r"the file: layer 0: expected 127 bytes, 0 are left"),
+    "an enormous length": (varint(802) + varint(2**63), "the file: layer 0: expected 9223372036854775808 bytes"),
+    "cut in a layer": (
+        layer("a", "x") + layer("bn", "BatchNorm", STATISTICS)[:20],
+        r"the file: layer 1 'bn': expected 62 bytes, 17 are left",
+    ),
     "cut in a number": (field(1, "a") + varint(802)[:1], "the file: ends or is damaged at byte 4"),
     "no field at all": (b"\x07\x00", "the file: has no valid field at byte 0"),
     "a number that does not end": (field(1, "a") + b"\xff" * 20, "the file: ends or is damaged at byte 13"),
     "a layer cut inside": (
         layer("a", "x") + layer("bn", "BatchNorm", extra=varint(58) + b"\x09"),
-        r"layer 1 'bn': blobs: expected 9 bytes, the file has 0 left",
+        r"layer 1 'bn': blobs: expected 9 bytes, 0 are left",
     ),
     "a blob cut inside": (
         layer("bn", "BatchNorm", [STATISTICS[0], varint(42) + b"\x20"]),
-        r"layer 0 'bn': blobs\[1\]: data: expected 32 bytes, the file has 0 left",
+        r"layer 0 'bn': blobs\[1\]: data: expected 32 bytes, 0 are left",
     ),
     "half a float": (
         layer("bn", "BatchNorm", [field(5, b"abcde")]),

@@ -120,12 +120,14 @@ def _broken(data: bytes, descriptor: Any, where: str) -> str | None:
                 continue
             length, start = _varint(data, start) if kind == 2 else ({1: 8, 5: 4}[kind], start)
             if length > len(data) - start:
-                raise _BrokenError(f"{label}: expected {length} bytes, the file has {len(data) - start} left")
+                inner = f"{seen.get(number, -1) + 1}{_name(data[start:])}" if label == "layer" else ""
+                left = len(data) - start
+                raise _BrokenError(f"{label} {inner}".rstrip() + f": expected {length} bytes, {left} are left")
         except _BrokenError as error:
             return f"{where}{name}: {error}"
         chunk, at = data[start : start + length], start + length
         if label == "name":
-            name = f" {text(chunk)!r}"
+            name = _quoted(chunk)
         if kind != 2 or field is None:
             continue
         seen[number] = seen.get(number, -1) + 1
@@ -137,6 +139,15 @@ def _broken(data: bytes, descriptor: Any, where: str) -> str | None:
             if found:
                 return found
     return None
+
+
+def _name(layer: bytes) -> str:
+    """The name of a layer that is cut, if it begins with one."""
+    return _quoted(layer[2 : 2 + layer[1]]) if layer[:1] == b"\n" and len(layer) > 1 else ""
+
+
+def _quoted(name: bytes) -> str:
+    return f" {text(name)[:100]!r}"
 
 
 # ---- blobs

@@ -130,7 +130,8 @@ class Net:
     def _block(self, node: Node, phase: str) -> Block:
         bottoms, tops = len(node.layer.bottom), len(node.layer.top)
         if (bottoms, tops) != (1, 1):
-            raise ValueError(f"expected one bottom and one top, got {bottoms} and {tops}")
+            hint = "" if bottoms or tops else " (a file of blobs alone needs the prototxt that belongs to it)"
+            raise ValueError(f"expected one bottom and one top, got {bottoms} and {tops}{hint}")
         batch_norm, scale = self._made(node, phase)
         assert batch_norm is not None
         last, notes = node, []
