@@ -235,6 +235,25 @@ def test_read_only_blobs_are_refused_before_anything_changes():
     assert blobs_of(bn) == [[0], [0], [0]]
 
 
+def test_blobs_that_were_exchanged():
+    bn = caffe.BatchNorm(2, phase="TEST")
+    bn.blobs[1] = caffe.Blob([1.0])
+    with pytest.raises(ValueError, match=r"blobs: expected shapes \(C,\), \(C,\), \(1,\), got"):
+        bn(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="channels: not known"):
+        caffe.BatchNorm().statistics()
+
+
+def test_what_layers_look_like():
+    bn = caffe.BatchNorm(2, use_global_stats=True)
+    options = "eps=1e-05, moving_average_fraction=0.999, use_global_stats=True, phase='TRAIN', dtype=float32"
+    assert repr(bn) == f"caffe.BatchNorm(2, {options})"
+    scale = caffe.Scale(bias_term=True)
+    scale(np.ones((1, 2)))
+    assert repr(scale) == "caffe.Scale(axis=1, num_axes=1, bias_term=True), blobs [(2,), (2,)]"
+    assert repr(caffe.Bias(-1)) == "caffe.Bias(axis=-1, num_axes=1), blobs []"
+
+
 def test_a_blob_is_an_array_and_its_gradient():
     blob = caffe.Blob([1, 2], np.float32)
     data, diff = blob.data, blob.diff
@@ -607,6 +626,8 @@ def test_wrong_bottoms():
             layer(x, out=[])
         with pytest.raises(ValueError, match="out: expected"):
             layer(x, out=x[:1].copy())
+        with pytest.raises(ValueError, match="out: expected a writeable"):
+            layer(x, out=np.broadcast_to(np.float32(0), SHAPE))
     with pytest.raises(ValueError, match="bias: expected the shape"):
         caffe.Bias()(x, np.ones(2))
 

@@ -378,6 +378,17 @@ def test_a_block_and_its_layers_do_the_same(files, rng):
     assert data_of(one_pass.batch_norm) == data_of(apart.batch_norm)
 
 
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_a_block_without_a_scale(phase, files, rng):
+    (block,) = caffe.load(*files(BATCH_NORM, MODEL), phase=phase).blocks
+    x, dy = rng.normal(size=(2, 4, 2, 3)).astype(np.float32)
+    y, dx = block(x), block.backward(dy)
+    (other,) = caffe.load(*files(BATCH_NORM, MODEL), phase=phase).blocks
+    assert np.array_equal(other.batch_norm(x), y)
+    assert np.array_equal(other.batch_norm.backward(dy), dx)
+    assert data_of(other.batch_norm) == data_of(block.batch_norm)
+
+
 def test_a_scale_that_does_not_fit_changes_nothing(files):
     text = BATCH_NORM + one("scale", "scale_param { num_axes: 2 }", "Scale")
     model = caffemodel(layer("bn", "BatchNorm", STATISTICS), layer("scale", "Scale", [blob(np.ones((2, 3)))]))
@@ -475,6 +486,18 @@ def test_an_inverse_deviation_that_is_rounded_up(files):
     model = caffemodel(layer("bn", "BN", [blob([v], (1, 1)) for v in (1, 0, 0, invstd)]))
     (block,) = caffe.load(*files(bn_text(), model), bn="invstd").blocks
     assert block.fused().running_var == 0
+
+
+def test_a_fork_with_a_scale_of_its_own_behind_it(files):
+    model = caffemodel(layer("bn", "BatchNorm", [*STATISTICS, *AFFINE]), layer("scale", "Scale", AFFINE))
+    (block,) = caffe.load(*files(BATCH_NORM + SCALE, model)).blocks
+    assert data_of(block.scale) == [[10, 20], [100, 200]]
+    assert block.oddities() == ["has a scale, and is followed by the Scale 'scale', which is not in this block"]
+
+
+def test_channels_of_a_fork_by_argument(files):
+    (block,) = caffe.load(*files(bn_text()), bn="variance", channels=3).blocks
+    assert (data_of(block.batch_norm), data_of(block.scale)) == ([[0] * 3, [0] * 3, [1]], [[1] * 3, [0] * 3])
 
 
 def test_bn_has_to_be_named(files):

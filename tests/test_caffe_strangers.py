@@ -90,6 +90,33 @@ def test_blobs_of_a_scale_that_do_not_fit(tmp_path):
         load(tmp_path, model=model)
 
 
+BROKEN_BN = {  # the fourth blob of a BN, and the error with bn="invstd"
+    "zero": ([1, 0], r"blobs\[3\]: expected inverse standard deviations > 0"),
+    "negative": ([1, -1], r"blobs\[3\]: expected inverse standard deviations > 0"),
+    "too small": ([1, 1e-300], r"blobs: expected values in the range of float64, got up to inf"),
+    "too large": ([1, 400], r"blobs\[3\]: expected inverse standard deviations of at most"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_BN)
+def test_blobs_of_bn(case, tmp_path):
+    values, message = BROKEN_BN[case]
+    text = TEXT.replace("BatchNorm", "BN")
+    model = caffemodel(layer("bn", "BN", [blob(v, double=True) for v in ([1, 1], [0, 0], [0, 0], values)]))
+    with pytest.raises(ValueError, match=f"layer 'bn': {message}"):
+        load(tmp_path, text, model, bn="invstd")
+    square = caffemodel(layer("bn", "BN", [blob(np.ones((2, 2)))] * 4))
+    with pytest.raises(ValueError, match=r"layer 'bn': blobs\[0\].shape: expected one axis of channels"):
+        load(tmp_path, text, square, bn="variance")
+
+
+def test_doubles_beyond_float32(tmp_path):
+    model = caffemodel(layer("bn", "BatchNorm", [blob([1e300], double=True)] * 2 + [blob([1])]))
+    with pytest.raises(ValueError, match="layer 'bn': blobs: expected values in the range of float32, got up to 1e"):
+        load(tmp_path, model=model, dtype=np.float32)
+    assert load(tmp_path, model=model).blocks[0].batch_norm.statistics()[0] == 1e300
+
+
 BROKEN_BINARIES = {
     "a length beyond the end": (varint(802) + b"\x7f", r"the file: layer 0: expected 127 bytes, 0 are left"),
     "an enormous length": (varint(802) + varint(2**63), "the file: layer 0: expected 9223372036854775808 bytes"),
@@ -147,6 +174,10 @@ BROKEN_TEXTS = {
     "no bottom": ('layer { name: "bn" type: "BatchNorm" top: "x" }', "layer 'bn': expected one bottom and one top"),
     "two tops": (bn('top: "y"'), "layer 'bn': expected one bottom and one top, got 1 and 2"),
     "wrong axes": (TEXT.replace("bias_term: true", "num_axes: -2"), "layer 'scale': num_axes: expected -1 or more"),
+    "two layers of a name": (
+        bn("") + bn("batch_norm_param { scale_bias: true }"),
+        "layer 'bn': two layers of this name store different blobs",
+    ),
     "a filler": (
         TEXT.replace("bias_term: true", 'filler { type: "bilinear" }'),
         "layer 'scale': filler.type: expected one of constant",
@@ -216,6 +247,7 @@ REAL = [
     (in_place_prototxt(SMALL_RESNET), model_of([p._replace(channels=3) for p in SMALL_RESNET])),
     (apart_prototxt(SMALL_MOBILENET), model_of([p._replace(channels=2) for p in SMALL_MOBILENET])),
     (TEXT, caffemodel(layer("bn", "BatchNorm", STATISTICS), layer("scale", "Scale", AFFINE))),
+    (TEXT.replace("BatchNorm", "BN"), caffemodel(layer("bn", "BN", [blob([1.5, 2], double=True)] * 4))),
 ]
 
 
@@ -266,13 +298,13 @@ def use(net):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(files=strange_files(), bn=st.sampled_from([None, "variance", "invstd"]))
-def test_mutated_files(files, bn, tmp_path):
+@given(files=strange_files(), bn=st.sampled_from([None, "variance", "invstd"]), dtype=st.sampled_from([None, "f4"]))
+def test_mutated_files(files, bn, dtype, tmp_path):
     """A net that can be used, or a ValueError with a text of a bounded length; and what is loaded can be saved."""
     text, model = files
     said = "all is well"
     try:
-        net = load(tmp_path, text, model, bn=bn)
+        net = load(tmp_path, text, model, bn=bn, dtype=dtype)
         net.save(tmp_path / "saved")
         load(tmp_path, text, (tmp_path / "saved").read_bytes(), bn=bn)
         use(net)

@@ -134,7 +134,8 @@ class Filler:
 
     def fill(self, shape: tuple[int, ...], dtype: DTypeLike, rng: np.random.Generator) -> Blob:
         """A new blob with values from this filler."""
-        return Blob(KINDS[self.type](self, shape, rng), dtype)
+        with np.errstate(all="ignore"):
+            return Blob(KINDS[self.type](self, shape, rng), dtype)
 
 
 def _gaussian(filler: Filler, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

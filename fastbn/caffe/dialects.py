@@ -47,10 +47,11 @@ def _variance(invstd: np.ndarray, eps: float) -> np.ndarray:
     """invstd**-2 - eps, which roundings may put just below 0."""
     if not (invstd > 0).all():
         raise ValueError(f'blobs[3]: expected inverse standard deviations > 0 (bn="invstd"), got {invstd.min():g}')
-    var = invstd.astype(np.float64) ** -2 - eps
+    with np.errstate(all="ignore"):
+        var = invstd.astype(np.float64) ** -2 - eps
     if (var < -1e-6 * eps).any():
         raise ValueError(
             f'blobs[3]: expected inverse standard deviations of at most eps**-0.5 = {eps**-0.5:g} (bn="invstd"), got '
             f"{invstd.max():g}"
         )
-    return np.maximum(var, 0).astype(invstd.dtype)
+    return np.maximum(var, 0)

@@ -345,6 +345,11 @@ class _Broadcast:
         for blob in self.blobs:
             blob.diff = 0
 
+    def __repr__(self) -> str:
+        bias = ", bias_term=True" if getattr(self, "bias_term", False) else ""
+        shapes = [blob.shape for blob in self.blobs]
+        return f"caffe.{type(self).__name__}(axis={self.axis}, num_axes={self.num_axes}{bias}), blobs {shapes}"
+
     def _last(self) -> Any:
         if self._saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")

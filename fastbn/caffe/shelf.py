@@ -58,7 +58,7 @@ class Shelf:
     def __init__(self, weights: Any, options: Options) -> None:
         self._weights, self._options = weights, options
         self._places = by_name(weights.layer)
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[tuple[bytes, bytes], Entry] = {}  # by name and type
 
     # ---- layers
 
@@ -99,13 +99,13 @@ class Shelf:
             filler(param, "bias_filler", 0.0),
             self._dtype(place),
         )
-        key = node.name, node.type
+        key = node.layer.name, node.layer.type
         if key not in self._entries:
             entry = Entry(OUTER_SCALE, 0.0, place)
             if place is not None:
                 arrays = self._arrays(place, 1 + layer.bias_term)
                 entry.scale = [
-                    Blob(in_axes(array, legacy, param.num_axes, f"blobs[{k}]"), layer.dtype)
+                    as_blob(in_axes(array, legacy, param.num_axes, f"blobs[{k}]"), layer.dtype)
                     for k, (array, legacy) in enumerate(arrays)
                 ]
                 entry.as_read = entry.in_file()
@@ -136,7 +136,8 @@ class Shelf:
     def _entry(
         self, node: Node, place: int | None, roles: tuple[str, ...], layer: BatchNorm, inner: Scale | None
     ) -> Entry:
-        entry = self._entries.get((node.name, node.type))
+        key = node.layer.name, node.layer.type
+        entry = self._entries.get(key)
         wanted = self._options.channels_of(node.name)
         if entry is None:
             entry = Entry(roles, layer.eps, place)
@@ -147,13 +148,13 @@ class Shelf:
                     for k, (array, legacy) in enumerate(self._arrays(place, len(roles)))
                 ]
                 found = dialects.take(roles, arrays, layer.eps)
-                entry.batch_norm = [Blob(found[role], layer.dtype) for role in dialects.BVLC]
-                entry.scale = [Blob(found[role], layer.dtype) for role in ("gamma", "beta") if role in found]
+                entry.batch_norm = [as_blob(found[role], layer.dtype) for role in dialects.BVLC]
+                entry.scale = [as_blob(found[role], layer.dtype) for role in ("gamma", "beta") if role in found]
                 entry.as_read = entry.in_file()
             elif wanted is not None:
                 entry.batch_norm = layer.new_blobs(wanted)
                 entry.scale = inner.new_blobs((wanted,)) if inner is not None else []
-            self._entries[node.name, node.type] = entry
+            self._entries[key] = entry
         if entry.roles != roles:
             raise ValueError(f"two layers of this name store different blobs: {entry.roles} and {roles}")
         if wanted is not None and entry.batch_norm and entry.batch_norm[0].data.size != wanted:
@@ -191,12 +192,10 @@ class Shelf:
             arrays = entry.in_file()
             if not arrays:
                 continue
-            if entry.place is None:
-                layer = weights.layer.add(name=_bytes(name), type=_bytes(kind))
-            else:
-                layer = weights.layer[entry.place]
+            new = entry.place is None
+            layer = weights.layer.add(name=name, type=kind) if new else weights.layer[entry.place]
             for k, array in enumerate(arrays):
-                if entry.place is None:
+                if new:
                     put_blob(layer.blobs.add(), array)
                 elif not np.array_equal(array, entry.as_read[k], equal_nan=True):
                     put_blob(layer.blobs[k], array)
@@ -240,6 +239,15 @@ def filler(param: Any, name: str, absent: float) -> Filler:
     return Filler(text(given.type), **numbers, sparse=given.sparse, variance_norm=norm)
 
 
+def as_blob(array: np.ndarray, dtype: Any) -> Blob:
+    """A blob of a dtype that can hold the file's numbers."""
+    with np.errstate(all="ignore"):
+        blob = Blob(array, dtype)
+    if not np.isfinite(blob.data).all():
+        raise ValueError(f"blobs: expected values in the range of {np.dtype(dtype)}, got up to {abs(array).max():g}")
+    return blob
+
+
 def in_axes(array: np.ndarray, legacy: bool, num_axes: int, where: str) -> np.ndarray:
     """A blob with as many axes as its layer has: legacy ones have four, with ones in front."""
     if num_axes == -1:
@@ -261,7 +269,3 @@ def flat(array: np.ndarray, where: str) -> np.ndarray:
 
 def _has(param: Any, name: str) -> bool:
     return name in param.DESCRIPTOR.fields_by_name and param.HasField(name)
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode()
