@@ -25,7 +25,7 @@ from caffe_files import (
 
 import fastbn
 from fastbn import caffe, cli, reference
-from fastbn.caffe import blobs, layers, net
+from fastbn.caffe import batch_norm, blobs, net, scale
 
 
 @pytest.fixture
@@ -661,7 +661,7 @@ def test_errors_of_the_command(contents, arguments, message, files, capsys, monk
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("module", [blobs, layers, net], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [batch_norm, blobs, net, scale], ids=lambda m: m.__name__)
 def test_examples(module):
     results = doctest.testmod(module)
     assert (results.failed, results.attempted > 0) == (0, True)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 import fastbn
 from fastbn.caffe.affine import Run, floats
-from fastbn.caffe.layers import BatchNorm, Scale, gradients_of
+from fastbn.caffe.batch_norm import BatchNorm, gradients_of
+from fastbn.caffe.scale import Scale
 
 
 @dataclass(eq=False)

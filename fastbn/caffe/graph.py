@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastbn.caffe.checks import PHASES
 from fastbn.caffe.files import text
-from fastbn.caffe.layers import PHASES
 
 
 @dataclass(eq=False)

@@ -8,10 +8,12 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from fastbn.caffe.affine import Run
+from fastbn.caffe.batch_norm import BatchNorm
 from fastbn.caffe.blocks import Block
+from fastbn.caffe.checks import checked_dtype, checked_phase
 from fastbn.caffe.files import Source, decimal, write
 from fastbn.caffe.graph import Node, nodes
-from fastbn.caffe.layers import BatchNorm, Scale, checked_dtype, checked_phase
+from fastbn.caffe.scale import Scale
 from fastbn.caffe.shelf import Channels, Options, Shelf, in_layer, phase_of
 
 BN_STYLES = ("variance", "invstd")

@@ -41,7 +41,7 @@ message NetStateRule {
 }
 """
 
-# A net's definition. In text the numbers do not matter, so forks' fields can have free ones, from 1000 on.
+# A net's definition, without its blobs. In text the numbers do not matter, so forks' fields can have free ones, from 1000 on.
 DEFINITION = """
 message {kind}BatchNormParameter {{
   optional bool use_global_stats = 1; optional float moving_average_fraction = 2 [0.999]; optional float eps = 3 [1e-5];
@@ -49,7 +49,7 @@ message {kind}BatchNormParameter {{
 }}
 message {kind}LayerParameter {{
   optional bytes name = 1; optional bytes type = 2; repeated bytes bottom = 3; repeated bytes top = 4;
-  repeated BlobProto blobs = 7; repeated NetStateRule include = 8; repeated NetStateRule exclude = 9;
+  repeated NetStateRule include = 8; repeated NetStateRule exclude = 9;
   optional Phase phase = 10; optional ReLUParameter relu_param = 123;
   optional {kind}BatchNormParameter batch_norm_param = 139; optional ScaleParameter scale_param = 142;
   {layer_extra}

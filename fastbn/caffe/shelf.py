@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastbn.caffe import dialects
+from fastbn.caffe.batch_norm import BatchNorm, RunningAverage
 from fastbn.caffe.blobs import Blob, Filler
+from fastbn.caffe.checks import PHASES, checked_channels
 from fastbn.caffe.files import blob_array, decimal, is_legacy, put_blob, text
 from fastbn.caffe.graph import Node, by_name
-from fastbn.caffe.layers import PHASES, BatchNorm, RunningAverage, Scale, checked_channels
+from fastbn.caffe.scale import Scale
 
 Channels = int | Mapping[str, int] | None
 OUTER_SCALE = ("scale",)  # the roles of a layer of type Scale, whatever it holds
