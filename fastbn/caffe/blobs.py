@@ -60,7 +60,7 @@ class Blob:
         return self._data.shape
 
     def reshape(self, shape: tuple[int, ...]) -> None:
-        """Give data and diff another shape with as many values."""
+        """Give data and diff another shape with as many values: new views of the same memory."""
         self._data, self._diff = self._data.reshape(shape), self._diff.reshape(shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:

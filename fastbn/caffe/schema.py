@@ -41,7 +41,7 @@ message NetStateRule {
 }
 """
 
-# A net's definition, without its blobs. In text the numbers do not matter, so forks' fields can have free ones, from 1000 on.
+# A net's definition, without its blobs. In text the numbers do not matter: forks' fields have free ones, from 1000 on.
 DEFINITION = """
 message {kind}BatchNormParameter {{
   optional bool use_global_stats = 1; optional float moving_average_fraction = 2 [0.999]; optional float eps = 3 [1e-5];
