@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastbn", description="Batch normalization for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastbn {fastbn.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_demo, add_config):
+    for add in (add_demo, add_caffe, add_config):
         add(commands)
     args = parser.parse_args(argv)
     return args.run(args)
@@ -47,6 +47,34 @@ def seed(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text}")
     return value
+
+
+def add_caffe(commands: Any) -> None:
+    """`fastbn caffe`."""
+    text = "List the batch-norm layers of a Caffe net: channels, eps, ranges of statistics, and what is odd about them."
+    parser = commands.add_parser("caffe", help="list or export a Caffe net's batch-norm layers", description=text)
+    parser.add_argument("prototxt", metavar="MODEL.prototxt", help="the net, as text or binary")
+    parser.add_argument("caffemodel", metavar="MODEL.caffemodel", nargs="?", help="its blobs")
+    parser.add_argument("--to", metavar="OUT.npz", help="write their state there, in PyTorch's names")
+    parser.add_argument("--phase", choices=("TEST", "TRAIN"), default="TEST", help="(%(default)s)")
+    parser.add_argument("--bn", choices=("variance", "invstd"), help="the fourth blob of layers of type BN")
+    parser.set_defaults(run=caffe)
+
+
+def caffe(args: argparse.Namespace) -> int:
+    """List, and export where asked to."""
+    from fastbn.caffe import load, report
+
+    try:
+        net = load(args.prototxt, args.caffemodel, args.phase, bn=args.bn)
+        print(report.table(net))
+        if args.to is not None:
+            report.export(net, args.to)
+            print(f"written: {args.to}")
+    except (OSError, ValueError, ImportError) as error:
+        print(f"fastbn caffe: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def add_config(commands: Any) -> None:

@@ -1,0 +1,160 @@
+"""What layers learn and keep: blobs, with the fillers that give them their first values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+
+class Blob:
+    """An array and its gradient, as in Caffe: `data` and `diff`, of the same shape and dtype.
+
+    Both stay the same objects for life; assignment copies into them. NumPy's functions take a blob for its data, and
+    indices read and write that.
+
+    Parameters
+    ----------
+    data : array_like
+        Copied.
+    dtype : float32 or float64, optional
+
+    Examples
+    --------
+    >>> from fastbn import caffe
+    >>> blob = caffe.Blob([1.0, 2.0])
+    >>> blob.data = [3.0, 4.0]
+    >>> blob[:], blob.diff
+    (array([3., 4.]), array([0., 0.]))
+    """
+
+    def __init__(self, data: ArrayLike, dtype: DTypeLike | None = None) -> None:
+        self._data = np.array(data, dtype, order="C")
+        self._diff = np.zeros_like(self._data)
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values."""
+        return self._data
+
+    @data.setter
+    def data(self, values: ArrayLike) -> None:
+        self._data[...] = values
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient."""
+        return self._diff
+
+    @diff.setter
+    def diff(self, values: ArrayLike) -> None:
+        self._diff[...] = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of data and diff."""
+        return self._data.shape
+
+    def reshape(self, shape: tuple[int, ...]) -> None:
+        """Give data and diff another shape with as many values: new views of the same memory."""
+        self._data, self._diff = self._data.reshape(shape), self._diff.reshape(shape)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._data, dtype, copy=copy)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._data[index]
+
+    def __setitem__(self, index: Any, values: ArrayLike) -> None:
+        self._data[index] = values
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        return f"Blob({self._data!r})"
+
+
+@dataclass(frozen=True)
+class Filler:
+    """How a learned blob starts, with Caffe's names and defaults: note that the default is a constant 0.
+
+    Parameters
+    ----------
+    type : {"constant", "uniform", "gaussian", "xavier", "msra"}
+    value : float
+        Of a constant.
+    min, max : float
+        Of a uniform distribution.
+    mean, std : float
+        Of a gaussian.
+    sparse : int
+        Gaussian: expected number of values that are not 0 per output; -1: all.
+    variance_norm : {"FAN_IN", "FAN_OUT", "AVERAGE"}
+        The n of xavier (uniform within sqrt(3/n)) and msra (gaussian with sqrt(2/n)).
+    """
+
+    type: str = "constant"
+    value: float = 0.0
+    min: float = 0.0
+    max: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    sparse: int = -1
+    variance_norm: str = "FAN_IN"
+
+    @classmethod
+    def of(cls, given: Filler | Mapping[str, Any] | None, absent: float) -> Filler:
+        """A filler from an argument: None is the constant `absent`, a mapping has Caffe's fields."""
+        if given is None:
+            return cls(value=absent)
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"filler: expected a Filler, a mapping or None, got {type(given).__name__}")
+        unknown = given.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"filler: unknown fields {sorted(unknown)}")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        if self.type not in KINDS:
+            raise ValueError(f"filler.type: expected one of {', '.join(KINDS)}, got {self.type!r}")
+        for name in ("value", "min", "max", "mean", "std"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"filler.{name}: expected a finite number, got {getattr(self, name)}")
+        if self.min > self.max or self.std < 0:
+            raise ValueError(f"filler: expected min <= max and std >= 0, got {self}")
+        if self.variance_norm not in ("FAN_IN", "FAN_OUT", "AVERAGE"):
+            raise ValueError(f"filler.variance_norm: expected FAN_IN, FAN_OUT or AVERAGE, got {self.variance_norm!r}")
+
+    def fill(self, shape: tuple[int, ...], dtype: DTypeLike, rng: np.random.Generator) -> Blob:
+        """A new blob with values from this filler."""
+        with np.errstate(all="ignore"):
+            return Blob(KINDS[self.type](self, shape, rng), dtype)
+
+
+def _gaussian(filler: Filler, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    values = rng.normal(filler.mean, filler.std, shape)
+    if filler.sparse >= 0:
+        values *= rng.random(shape) < filler.sparse / (shape[0] if shape else 1)
+    return values
+
+
+def _fan(filler: Filler, shape: tuple[int, ...]) -> float:
+    count = math.prod(shape)
+    fan_in, fan_out = count / (shape[0] if shape else 1), count / (shape[1] if len(shape) > 1 else 1)
+    return {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2}[filler.variance_norm]
+
+
+KINDS: dict[str, Any] = {
+    "constant": lambda f, shape, rng: np.full(shape, f.value),
+    "uniform": lambda f, shape, rng: rng.uniform(f.min, f.max, shape),
+    "gaussian": _gaussian,
+    "xavier": lambda f, shape, rng: rng.uniform(-1, 1, shape) * math.sqrt(3 / _fan(f, shape)),
+    "msra": lambda f, shape, rng: rng.normal(0, math.sqrt(2 / _fan(f, shape)), shape),
+}
