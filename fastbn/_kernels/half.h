@@ -1,9 +1,15 @@
-/* float16 and bfloat16 are storage only: values are widened to float32 when they are gathered into a tile, which is
-   exact, and rounded to the nearest (ties to even) when results are put away. NaN stays NaN. */
+/* float16 and bfloat16 are storage only: values are widened to float32, which is exact, and results are rounded to the
+   nearest (ties to even). NaN stays NaN. */
 #ifndef FASTBN_HALF_H
 #define FASTBN_HALF_H
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX2__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+typedef struct { uint16_t bits; } float16_t;
+typedef struct { uint16_t bits; } bfloat16_t;
 
 static inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
 static inline float bits_float(uint32_t b) { float v; memcpy(&v, &b, 4); return v; }
@@ -12,9 +18,21 @@ static inline float widen_bfloat16(uint16_t h) { return bits_float((uint32_t)h <
 
 static inline uint16_t narrow_bfloat16(float v) {
     uint32_t b = float_bits(v);
-    uint32_t rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
-    return (uint16_t)(v != v ? b >> 16 | 0x40 : rounded);
+    return (uint16_t)(v != v ? b >> 16 | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
 }
+
+#ifdef __AVX2__
+/* The same for 8 values; compilers make three times as many instructions of it. */
+static inline __m256i narrow_8_bfloat16(const float *from) {
+    __m256 v = _mm256_loadu_ps(from);
+    __m256i b = _mm256_castps_si256(v), high = _mm256_srli_epi32(b, 16);
+    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7fff)), odd);
+    __m256i nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), nan, is_nan);
+}
+#endif
 
 /* The exponent of float16 is too small by 112 where it is not all ones: the product corrects it, and makes subnormal
    numbers normal. */
@@ -37,33 +55,44 @@ static inline uint16_t narrow_float16(float v) {
     return (uint16_t)(h | sign);
 }
 
-static inline void widen_bfloat16s(const uint16_t *from, float *to, intptr_t n) {
-    for (intptr_t i = 0; i < n; i++)
-        to[i] = widen_bfloat16(from[i]);
+static inline void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n) {
+    intptr_t i;
+    for (i = 0; i < n; i++)
+        to[i] = widen_bfloat16(from[i].bits);
 }
 
-static inline void narrow_bfloat16s(const float *from, uint16_t *to, intptr_t n) {
-    for (intptr_t i = 0; i < n; i++)
-        to[i] = narrow_bfloat16(from[i]);
+static inline void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t n) {
+    intptr_t i = 0;
+#ifdef __AVX2__
+    for (; i + 16 <= n; i += 16) {      /* one store: it is read again as one */
+        __m256i both = _mm256_packus_epi32(narrow_8_bfloat16(from + i), narrow_8_bfloat16(from + i + 8));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(both, 0xd8));
+    }
+#endif
+    for (; i < n; i++)
+        to[i].bits = narrow_bfloat16(from[i]);
 }
 
-static inline void widen_float16s(const uint16_t *from, float *to, intptr_t n) {
+static inline void widen_float16s(const float16_t *from, float *to, intptr_t n) {
     intptr_t i = 0;
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
 #endif
     for (; i < n; i++)
-        to[i] = widen_float16(from[i]);
+        to[i] = widen_float16(from[i].bits);
 }
 
-static inline void narrow_float16s(const float *from, uint16_t *to, intptr_t n) {
+static inline void narrow_float16s(const float *from, float16_t *to, intptr_t n) {
     intptr_t i = 0;
 #ifdef __F16C__
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i + 16 <= n; i += 16) {
+        __m128i a = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+        __m128i b = _mm256_cvtps_ph(_mm256_loadu_ps(from + i + 8), _MM_FROUND_TO_NEAREST_INT);
+        _mm256_storeu_si256((__m256i *)(to + i), _mm256_set_m128i(b, a));
+    }
 #endif
     for (; i < n; i++)
-        to[i] = narrow_float16(from[i]);
+        to[i].bits = narrow_float16(from[i]);
 }
 #endif

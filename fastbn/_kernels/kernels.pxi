@@ -13,6 +13,7 @@ cdef extern from "platform.h":
     fp_mode fp_default() noexcept nogil
     void fp_restore(fp_mode) noexcept nogil
     void stream_line(void *to, const void *line) noexcept nogil
+    void stream_half_line(void *to, const void *line) noexcept nogil
     void stream_fence() noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
 
@@ -21,6 +22,8 @@ cdef extern from "lanes.h":
         pass
     lanes_t lanes_load(const double *) noexcept nogil
     lanes_t lanes_widen(const float *) noexcept nogil
+    lanes_t lanes_widen_float16(const void *) noexcept nogil
+    lanes_t lanes_widen_bfloat16(const void *) noexcept nogil
     lanes_t lanes_all(double) noexcept nogil
     lanes_t lanes_add(lanes_t x, lanes_t y) noexcept nogil
     lanes_t lanes_sub(lanes_t x, lanes_t y) noexcept nogil
@@ -34,10 +37,14 @@ cdef extern from "lanes.h":
     void lanes_store(double *, lanes_t) noexcept nogil
 
 cdef extern from "half.h":
-    void widen_float16s(const uint16_t *source, float *to, Py_ssize_t n) noexcept nogil
-    void narrow_float16s(const float *source, uint16_t *to, Py_ssize_t n) noexcept nogil
-    void widen_bfloat16s(const uint16_t *source, float *to, Py_ssize_t n) noexcept nogil
-    void narrow_bfloat16s(const float *source, uint16_t *to, Py_ssize_t n) noexcept nogil
+    ctypedef struct float16_t:
+        pass
+    ctypedef struct bfloat16_t:
+        pass
+    void widen_float16s(const float16_t *source, float *to, Py_ssize_t n) noexcept nogil
+    void narrow_float16s(const float *source, float16_t *to, Py_ssize_t n) noexcept nogil
+    void widen_bfloat16s(const bfloat16_t *source, float *to, Py_ssize_t n) noexcept nogil
+    void narrow_bfloat16s(const float *source, bfloat16_t *to, Py_ssize_t n) noexcept nogil
 
 include "team.pxi"
 include "views.pxi"

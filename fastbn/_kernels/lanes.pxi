@@ -15,34 +15,62 @@ ctypedef fused real:
     double
 
 
-cdef inline lanes_t read_lanes(const real *x) noexcept nogil:
-    if real is double:
+ctypedef fused stored:      # half types are computed as float32
+    float
+    double
+    float16_t
+    bfloat16_t
+
+
+cdef inline lanes_t read_lanes(const stored *x) noexcept nogil:
+    if stored is double:
         return lanes_load(x)
-    else:
+    elif stored is float:
         return lanes_widen(x)
+    elif stored is float16_t:
+        return lanes_widen_float16(x)
+    else:
+        return lanes_widen_bfloat16(x)
 
 
-cdef inline const real *last_line(const real *x, Py_ssize_t length, real *line) noexcept nogil:
+cdef inline void widen(const stored *x, float *to, Py_ssize_t n) noexcept nogil:
+    """Half types only."""
+    if stored is float16_t:
+        widen_float16s(x, to, n)
+    elif stored is bfloat16_t:
+        widen_bfloat16s(x, to, n)
+
+
+cdef inline void narrow(const float *values, stored *to, Py_ssize_t n) noexcept nogil:
+    """Half types only."""
+    if stored is float16_t:
+        narrow_float16s(values, to, n)
+    elif stored is bfloat16_t:
+        narrow_bfloat16s(values, to, n)
+
+
+cdef inline const stored *last_line(const stored *x, Py_ssize_t length, stored *line) noexcept nogil:
     """The last LANES of `length` values; of fewer, in `line`, with something before them."""
-    cdef Py_ssize_t k
     if length >= LANES:
         return x + length - LANES
-    for k in range(LANES):
-        line[k] = 0
-    for k in range(length):
-        line[LANES - length + k] = x[k]
+    memset(line, 0, LANES*sizeof(stored))
+    memcpy(line + LANES - length, x, length*sizeof(stored))
     return line
 
 
-cdef inline void prefetch_lanes(const real *ahead) noexcept nogil:
+cdef inline void prefetch_lanes(const stored *ahead) noexcept nogil:
     """Ask for the LANES values that will be read soon."""
     prefetch_line(ahead)
-    if real is double:
+    if stored is double:
         prefetch_line(ahead + LANES//2)
 
 
-cdef inline void stream_lanes(real *to, const real *line) noexcept nogil:
-    """LANES values past the cache; `to` is aligned to 64 bytes."""
-    stream_line(to, line)
-    if real is double:
+cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
+    """LANES values past the cache; `to` is aligned to as many bytes."""
+    if stored is double:
+        stream_line(to, line)
         stream_line(to + LANES//2, line + LANES//2)
+    elif stored is float:
+        stream_line(to, line)
+    else:
+        stream_half_line(to, line)

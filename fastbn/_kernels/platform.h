@@ -44,10 +44,21 @@ static inline void stream_line(void *to, const void *line) {
     _mm_stream_ps((float *)(t + 48), _mm_loadu_ps((const float *)(l + 48)));
 #endif
 }
+/* 32 bytes; the other half of the line follows at once, or went before. */
+static inline void stream_half_line(void *to, const void *line) {
+    const float *l = (const float *)line;
+#ifdef __AVX__
+    _mm256_stream_ps((float *)to, _mm256_loadu_ps(l));
+#else
+    _mm_stream_ps((float *)to, _mm_loadu_ps(l));
+    _mm_stream_ps((float *)to + 4, _mm_loadu_ps(l + 4));
+#endif
+}
 static inline void stream_fence(void) { _mm_sfence(); }
 #else
 #include <string.h>
 static inline void stream_line(void *to, const void *line) { memcpy(to, line, 64); }
+static inline void stream_half_line(void *to, const void *line) { memcpy(to, line, 32); }
 static inline void stream_fence(void) {}
 #endif
 

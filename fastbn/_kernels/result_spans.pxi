@@ -32,7 +32,7 @@ cdef struct Carry:
     Coefficients what
 
 
-cdef inline void compute_line(const real *dy, const real *x, real *line, const formula *what) noexcept nogil:
+cdef inline void compute_reals(const real *dy, const real *x, real *line, const formula *what) noexcept nogil:
     cdef Py_ssize_t k
     cdef real center = <real>what.f.center, mul = <real>what.f.mul, add = <real>what.f.add, by_x = <real>what.f.by_x
     for k in range(LANES):
@@ -44,25 +44,58 @@ cdef inline void compute_line(const real *dy, const real *x, real *line, const f
             line[k] = dy[k]*mul
 
 
-cdef inline void compute_each(const real *dy, const real *x, real *out, Py_ssize_t length,
+cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const formula *what) noexcept nogil:
+    """LANES results; those of half types as float32, rounded."""
+    cdef float wide_x[LANES]
+    cdef float wide_dy[LANES]
+    cdef float wide_line[LANES]
+    if stored is float or stored is double:
+        compute_reals(dy, x, line, what)
+    else:
+        if formula is Normalized or formula is Gradient:
+            widen(x, wide_x, LANES)
+        if formula is Gradient or formula is Scaled:
+            widen(dy, wide_dy, LANES)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, what)
+        narrow(wide_line, line, LANES)
+
+
+cdef inline double value_of(const stored *x) noexcept nogil:
+    cdef float wide
+    if stored is float or stored is double:
+        return x[0]
+    else:
+        widen(x, &wide, 1)
+        return wide
+
+
+cdef inline void put_value(stored *out, double value) noexcept nogil:
+    cdef float wide = <float>value
+    if stored is float or stored is double:
+        out[0] = <stored>value
+    else:
+        narrow(&wide, out, 1)
+
+
+cdef inline void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
                               const formula *what) noexcept nogil:
     """The same value by value, in float64 where the coefficients are `wide`."""
     cdef Py_ssize_t k
     cdef double center = what.f.center, mul = what.f.mul, add = what.f.add, by_x = what.f.by_x
     for k in range(length):
         if formula is Normalized:
-            out[k] = <real>((<double>x[k] - center)*mul + add)
+            put_value(out + k, (value_of(x + k) - center)*mul + add)
         elif formula is Gradient:
-            out[k] = <real>((<double>dy[k]*mul + add) + (<double>x[k] - center)*by_x)
+            put_value(out + k, (value_of(dy + k)*mul + add) + (value_of(x + k) - center)*by_x)
         else:
-            out[k] = <real>(<double>dy[k]*mul)
+            put_value(out + k, value_of(dy + k)*mul)
 
 
-cdef inline void compute_last(const real *dy, const real *x, Py_ssize_t length, real *line,
+cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t length, stored *line,
                               const formula *what) noexcept nogil:
     """The last LANES of `length` results; of fewer, in the last places of the line."""
-    cdef real x_line[LANES]
-    cdef real dy_line[LANES]
+    cdef stored x_line[LANES]
+    cdef stored dy_line[LANES]
     if formula is Normalized:
         compute_line(dy, last_line(x, length, x_line), line, what)
     elif formula is Gradient:
@@ -71,21 +104,21 @@ cdef inline void compute_last(const real *dy, const real *x, Py_ssize_t length, 
         compute_line(last_line(dy, length, dy_line), x, line, what)
 
 
-cdef inline void put_line(real *out, const real *line) noexcept nogil:
+cdef inline void put_line(stored *out, const stored *line) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(LANES):
         out[k] = line[k]
 
 
-cdef inline void store_span(const real *dy, const real *x, real *out, Py_ssize_t length,
+cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
                             const formula *what) noexcept nogil:
     """By ordinary stores."""
-    cdef real line[LANES]
-    cdef real last[LANES]
+    cdef stored line[LANES]
+    cdef stored last[LANES]
     cdef Py_ssize_t i = 0
     compute_last(dy, x, length, last, what)
     if length < LANES:
-        memcpy(out, last + LANES - length, length*sizeof(real))
+        memcpy(out, last + LANES - length, length*sizeof(stored))
         return
     while i + LANES <= length:
         compute_line(dy + i, x + i, line, what)
@@ -96,16 +129,16 @@ cdef inline void store_span(const real *dy, const real *x, real *out, Py_ssize_t
 
 # ---- past the cache
 
-cdef inline void put_owed(Carry *carry, const real *typed, const formula *what) noexcept nogil:
+cdef inline void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
     """Write what is owed by ordinary stores: no row goes on from there."""
     cdef Py_ssize_t some = carry.owed
     if some > 0:
-        store_span(<const real *>carry.dy - some, <const real *>carry.x - some, <real *>carry.out - some, some,
+        store_span(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
                    <const formula *>&carry.what)
     carry.owed = 0
 
 
-cdef inline bint follows(const Carry *carry, const real *dy, const real *x, const real *out,
+cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, const stored *out,
                          const formula *what) noexcept nogil:
     """Whether a row begins where the one of which some is owed ends, in all arrays."""
     cdef bint same = carry.out == <const char *>out
@@ -116,12 +149,12 @@ cdef inline bint follows(const Carry *carry, const real *dy, const real *x, cons
     return same
 
 
-cdef inline Py_ssize_t stream_first(const real *dy, const real *x, real *out, const formula *what,
+cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *out, const formula *what,
                                     Carry *carry) noexcept nogil:
     """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
-    cdef real before[LANES]
-    cdef real line[LANES]
-    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(real))//sizeof(real)
+    cdef stored before[LANES]
+    cdef stored line[LANES]
+    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
         compute_line(dy - missing, x - missing, before, <const formula *>&carry.what)
         compute_line(dy - missing, x - missing, line, what)
@@ -136,7 +169,7 @@ cdef inline Py_ssize_t stream_first(const real *dy, const real *x, real *out, co
     return LANES - missing
 
 
-cdef inline void owe(Carry *carry, const real *dy, const real *x, real *out, Py_ssize_t some,
+cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *out, Py_ssize_t some,
                      const formula *what) noexcept nogil:
     """The last `some` values of the row that ends here are to be written with the next."""
     carry.owed = some
@@ -144,10 +177,10 @@ cdef inline void owe(Carry *carry, const real *dy, const real *x, real *out, Py_
     carry.what = what.f
 
 
-cdef inline void stream_span(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *what,
+cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *what,
                              Carry *carry) noexcept nogil:
     """By whole lines past the cache."""
-    cdef real line[LANES]
+    cdef stored line[LANES]
     cdef Py_ssize_t i = stream_first(dy, x, out, what, carry)
     while i + LANES <= length:
         if formula is Normalized or formula is Gradient:
@@ -160,17 +193,21 @@ cdef inline void stream_span(const real *dy, const real *x, real *out, Py_ssize_
     owe(carry, dy + length, x + length, out + length, length - i, what)
 
 
-cdef void results_of_spans(const real *dy, const real *x, real *out, const Steps *step, Py_ssize_t count,
+cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
                            Py_ssize_t length, const formula *formulas, Carry *carry) noexcept nogil:
     """The results of `count` rows, each with a formula of its own. With `carry` they go past the cache, and after the
     last row another call with a count of 0 writes what is owed.
     """
+    cdef formula copy
     cdef const formula *what
     cdef Py_ssize_t row
     if count == 0:
         put_owed(carry, x, formulas)
     for row in range(count):
         what = formulas + row
+        if stored is float16_t or stored is bfloat16_t:
+            copy = what[0]      # compilers believe that half types are written over it
+            what = &copy
         if carry != NULL and length >= LANES and not what.f.wide:
             stream_span(dy, x, out, length, what, carry)
         else:
@@ -182,20 +219,20 @@ cdef void results_of_spans(const real *dy, const real *x, real *out, const Steps
                 store_span(dy, x, out, length, what)
         dy = next_row(dy, step.dy)
         x = next_row(x, step.x)
-        out = <real *>next_row(<const real *>out, step.out)
+        out = <stored *>next_row(<const stored *>out, step.out)
 
 
 # ---- both at once: the result of one channel and the sums of the next, line by line in turn
 #
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
-cdef void results_and_sums(const real *dy, const real *x, real *out, Py_ssize_t length, const formula *formula_of,
-                           Carry *carry, const real *next_dy, const real *next_x, const real *dy_ahead,
-                           const real *x_ahead, const summed *about, Lanes *lanes) noexcept nogil:
+cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *formula_of,
+                           Carry *carry, const stored *next_dy, const stored *next_x, const stored *dy_ahead,
+                           const stored *x_ahead, const summed *about, Lanes *lanes) noexcept nogil:
     """`length` results of one channel, sums of as many values of another."""
     cdef formula what = formula_of[0]
     cdef lanes_t s, t, center
-    cdef real line[LANES]
+    cdef stored line[LANES]
     cdef Steps none
     cdef Py_ssize_t i, k = 0
     if what.f.wide or carry == NULL or length < LANES:

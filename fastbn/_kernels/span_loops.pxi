@@ -19,26 +19,32 @@ cdef struct Loops:
     sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
 
 
-cdef inline Loops loops_of(const Call *call, real typed) noexcept nogil:
-    """The loops for a call on values of the type of `typed`."""
+cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil:
     cdef Loops loops
-    loops.itemsize = sizeof(real)
+    loops.itemsize = sizeof(stored)
     if not call.backward:
-        loops.sum_spans = <sum_spans>sums_of_spans[real, Deviations]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[real, FarDeviations]
-        loops.apply_spans = <apply_spans>results_of_spans[real, Normalized]
-        loops.sweep_span = <sweep_span>results_and_sums[real, Normalized, Deviations]
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarDeviations]
+        loops.apply_spans = <apply_spans>results_of_spans[stored, Normalized]
+        loops.sweep_span = <sweep_span>results_and_sums[stored, Normalized, Deviations]
     else:
-        loops.sum_spans = <sum_spans>sums_of_spans[real, Products]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[real, FarProducts]
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, Products]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
         if call.constant:
-            loops.apply_spans = <apply_spans>results_of_spans[real, Scaled]
-            loops.sweep_span = <sweep_span>results_and_sums[real, Scaled, Products]
+            loops.apply_spans = <apply_spans>results_of_spans[stored, Scaled]
+            loops.sweep_span = <sweep_span>results_and_sums[stored, Scaled, Products]
         else:
-            loops.apply_spans = <apply_spans>results_of_spans[real, Gradient]
-            loops.sweep_span = <sweep_span>results_and_sums[real, Gradient, Products]
+            loops.apply_spans = <apply_spans>results_of_spans[stored, Gradient]
+            loops.sweep_span = <sweep_span>results_and_sums[stored, Gradient, Products]
     return loops
 
 
 cdef inline Loops choose_loops(const Call *call) noexcept nogil:
-    return loops_of(call, <double>0) if call.dtype == FLOAT64 else loops_of(call, <float>0)
+    """By the type of the values."""
+    if call.dtype == FLOAT64:
+        return loops_of(call, <const double *>NULL)
+    if call.storage == FLOAT16:
+        return loops_of(call, <const float16_t *>NULL)
+    if call.storage == BFLOAT16:
+        return loops_of(call, <const bfloat16_t *>NULL)
+    return loops_of(call, <const float *>NULL)

@@ -40,29 +40,27 @@ cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
     lanes_store(lanes.t, lanes_all(0))
 
 
-cdef inline lanes_t deviations(const real *x, lanes_t center, const summed *about) noexcept nogil:
-    if real is float:
-        if summed is Deviations or summed is Products:
-            return read_lanes(x)
-        else:
-            return lanes_sub(read_lanes(x), center)
+cdef inline lanes_t deviations(const stored *x, lanes_t center, const summed *about) noexcept nogil:
+    if stored is double:
+        return lanes_sub(read_lanes(x), center)
+    elif summed is Deviations or summed is Products:
+        return read_lanes(x)
     else:
         return lanes_sub(read_lanes(x), center)
 
 
-cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const real *typed,
+cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
                                  const summed *about) noexcept nogil:
     """total + a*b; products of two float32 are exact."""
-    if real is float:
-        if summed is Deviations or summed is Products:
-            return lanes_add_exact(a, b, total)
-        else:
-            return lanes_add(total, lanes_mul(a, b))
+    if stored is double:
+        return lanes_add(total, lanes_mul(a, b))
+    elif summed is Deviations or summed is Products:
+        return lanes_add_exact(a, b, total)
     else:
         return lanes_add(total, lanes_mul(a, b))
 
 
-cdef inline void add_line(const real *dy, const real *x, lanes_t center, const summed *about, lanes_t *s,
+cdef inline void add_line(const stored *dy, const stored *x, lanes_t center, const summed *about, lanes_t *s,
                           lanes_t *t) noexcept nogil:
     """The sums of LANES values."""
     cdef lanes_t d = deviations(x, center, about), g = d
@@ -72,10 +70,10 @@ cdef inline void add_line(const real *dy, const real *x, lanes_t center, const s
     t[0] = add_products(t[0], g, d, x, about)
 
 
-cdef inline void add_last(const real *dy, const real *x, Py_ssize_t length, Py_ssize_t some, lanes_t center,
+cdef inline void add_last(const stored *dy, const stored *x, Py_ssize_t length, Py_ssize_t some, lanes_t center,
                           const summed *about, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of the last `some` of `length` values, fewer than LANES. Lanes before them stay as they are."""
-    cdef real line[LANES]
+    cdef stored line[LANES]
     cdef lanes_t d = lanes_last(deviations(last_line(x, length, line), center, about), some), g = d
     if summed is Products or summed is FarProducts:
         g = lanes_last(read_lanes(last_line(dy, length, line)), some)
@@ -84,13 +82,13 @@ cdef inline void add_last(const real *dy, const real *x, Py_ssize_t length, Py_s
         t[0] = add_products(t[0], g, d, x, about)
         return
     s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
-    if real is float and (summed is Deviations or summed is Products):
+    if stored is not double and (summed is Deviations or summed is Products):
         t[0] = lanes_add_exact_few(g, d, t[0])
     else:
         t[0] = lanes_add_few(lanes_mul(g, d), t[0])
 
 
-cdef inline void ask_for_line(const real *dy, const real *x, const summed *about) noexcept nogil:
+cdef inline void ask_for_line(const stored *dy, const stored *x, const summed *about) noexcept nogil:
     """Values that come next, on their way. (A second attempt is rare.)"""
     if summed is Deviations or summed is Products:
         prefetch_lanes(x)
@@ -98,12 +96,13 @@ cdef inline void ask_for_line(const real *dy, const real *x, const summed *about
         prefetch_lanes(dy)
 
 
-cdef inline const real *next_row(const real *row, Py_ssize_t step) noexcept nogil:
-    return <const real *>(<const char *>row + step)
+cdef inline const stored *next_row(const stored *row, Py_ssize_t step) noexcept nogil:
+    return <const stored *>(<const char *>row + step)
 
 
-cdef void sums_of_spans(const real *dy, const real *x, const real *dy_ahead, const real *x_ahead, const Steps *step,
-                        Py_ssize_t count, Py_ssize_t length, const summed *about, Lanes *lanes) noexcept nogil:
+cdef void sums_of_spans(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
+                        const Steps *step, Py_ssize_t count, Py_ssize_t length, const summed *about,
+                        Lanes *lanes) noexcept nogil:
     """The sums of `count` rows of one channel. What stands `ahead` of them is asked for."""
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t i, row

@@ -10,7 +10,7 @@ cdef enum Dtype:        # of the arithmetic
     FLOAT32
     FLOAT64
 
-cdef enum Storage:      # half types are widened to float32 in tiles
+cdef enum Storage:      # half types are widened to float32
     AS_IS
     FLOAT16
     BFLOAT16
@@ -36,8 +36,8 @@ cdef struct View:
     Py_ssize_t shape[MAX_AXES]
     Py_ssize_t step[MAX_AXES]
     int axes
-    Storage storage
-    bint aligned        # values may be read in place: they are stored as they are, at multiples of the item size
+    Storage storage     # AS_IS: the loops read these values; others are converted in tiles
+    bint aligned        # values may be read in place: AS_IS, and at multiples of the item size
 
 
 cdef struct Sums:
@@ -60,6 +60,7 @@ cdef struct Call:
     bint backward, constant, measure
     bint stream             # write past the cache: the result is too large to stay in it
     int dtype
+    Storage storage
     Py_ssize_t channels
     Py_ssize_t values       # per channel, n*s
     Py_ssize_t plane        # of these the ones that stand inside the channels in memory, s

@@ -71,13 +71,13 @@ cdef void widen_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storag
             copy_run(where, step, some, sizeof(uint16_t), <char *>halves, False)
         if storage == FLOAT16:
             if put:
-                narrow_float16s(tile, halves, some)
+                narrow_float16s(tile, <float16_t *>halves, some)
             else:
-                widen_float16s(halves, tile, some)
+                widen_float16s(<float16_t *>halves, tile, some)
         elif put:
-            narrow_bfloat16s(tile, halves, some)
+            narrow_bfloat16s(tile, <bfloat16_t *>halves, some)
         else:
-            widen_bfloat16s(halves, tile, some)
+            widen_bfloat16s(<bfloat16_t *>halves, tile, some)
         if put:
             copy_run(where, step, some, sizeof(uint16_t), <char *>halves, True)
         where += some*step
