@@ -14,10 +14,8 @@ cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
     CHUNK = 512         # values of a tile
-    ROW_CHUNK = 128     # rows that are added up, 32 additions of four or 64 of two, before the sum is put away
-    TILE_ROWS = 32      # rows and channels of a tile
-    TILE_WIDTH = 128
-    GATHERED_ROWS = 8   # rows of a tile that is gathered; a multiple of 4, so that the sums group the same rows
+    ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
+    NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
 
 
@@ -82,6 +80,16 @@ cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil
     return 2*channels <= threads
 
 
+cdef inline Py_ssize_t side_by_side(Py_ssize_t channels, Py_ssize_t values) noexcept nogil:
+    """How many narrow rows make one: as few as fill whole lines, as far as there are so many."""
+    cdef Py_ssize_t rows = 1
+    if channels >= NARROW:
+        return 1
+    while rows*channels % LANES != 0 and rows < values:
+        rows *= 2
+    return min(rows, values)
+
+
 cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
     """Into how many parts a channel's values are cut for summation: a matter of the shape alone, never of threads."""
     cdef Py_ssize_t most = MAX_BLOCKS, least = 32*CHUNK
@@ -92,12 +100,20 @@ cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order
     return max(1, min(most, values//least))
 
 
+cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
+    """Numbers of a vector for columns that is read in whole lines, with a line before it and one behind it."""
+    return (columns + LANES - 1)//LANES*LANES + 2*LANES
+
+
 cdef inline Py_ssize_t scratch_bytes(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
-    """Scratch of a call on rows: for each channel a centre, coefficients and the sums of every block."""
+    """Scratch of a call on rows: coefficients of channels and columns, a centre and the sums of all blocks."""
+    cdef Py_ssize_t rows, columns
     if order == PLANES:
         return 0
-    return channels*<Py_ssize_t>(sizeof(double) + sizeof(Coefficients)
-                                 + block_count(channels, values, order)*sizeof(Sums))
+    rows = side_by_side(channels, values)
+    columns = rows*channels
+    return (channels*<Py_ssize_t>sizeof(Coefficients)
+            + padded(columns)*(5 + 4*block_count(columns, values//rows, ROWS))*<Py_ssize_t>sizeof(double) + columns)
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
