@@ -1,7 +1,7 @@
 # What a call does to rows: chosen once, so that the driver knows neither types nor options.
 
 
-ctypedef void (*sum_rows)(const void *dy, const void *x, const RowSteps *, Py_ssize_t rows, Py_ssize_t width,
+ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                           const void *about, double *s, double *t) noexcept nogil
 ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, Py_ssize_t column,
                             const void *columns, bint stream) noexcept nogil

@@ -8,10 +8,12 @@
 # The results come from the last rows to the first: what the sums have read last is still in the cache.
 
 cdef enum:
-    ROW_TILE = 512              # columns that are summed together
+    ROW_TILE = 2048             # columns that are summed together
+    SHARED_TILE = 512           # where there are threads to share them
     GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
-    GATHERED_ROWS = 8
-    ROWS_BYTES = 8192           # of the rows that go through the columns of a tile together
+    STREAMS = 8                 # parts of a block that are read side by side
+    STREAMS_BACK = 4            # in each of two arrays
+    AHEAD = 128                 # values
     RESULT_VALUES = 16384       # of rows whose results are computed together
 
 
@@ -54,9 +56,15 @@ cdef inline bint run_in_place(const Table *table, const View *v, Py_ssize_t star
     return channels_in_place(v, table.loops.itemsize) and start % channels + length <= channels
 
 
+cdef inline char *value_in_row(const View *v, Py_ssize_t row, Py_ssize_t c) noexcept nogil:
+    if v.axes == 1:             # nearly always: no division
+        return v.data + row*v.step[0] + c*v.channel
+    return address(v, c, row)
+
+
 cdef inline char *value_at(const Table *table, const View *v, Py_ssize_t start) noexcept nogil:
     cdef Py_ssize_t channels = table.call.channels, row = start//channels
-    return address(v, start - row*channels, row)
+    return value_in_row(v, row, start - row*channels)
 
 
 cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length, char *tile,
@@ -85,72 +93,23 @@ cdef inline char *open_run(const Table *table, const View *v, Py_ssize_t start, 
     return <char *>tile
 
 
-cdef inline char *open_rows(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column,
-                            Py_ssize_t width, void *tile, Py_ssize_t *step) noexcept nogil:
-    """Where columns of some rows are, and the bytes from one row to the next. Not in place: gathered in the tile."""
-    cdef Py_ssize_t i, itemsize = table.loops.itemsize
+cdef inline char *open_row(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t column, Py_ssize_t width,
+                           char *tile) noexcept nogil:
+    """Where columns of a row are; what is not in place is gathered in the tile. NULL: no array."""
     if v == NULL:
-        step[0] = 0
         return NULL
+    if table.flat:
+        return v.data + (row*table.width + column)*table.loops.itemsize
     if table.in_place:
-        step[0] = table.width*itemsize if table.flat else v.step[v.axes - 1]
-        return open_run(table, v, row*table.width + column, width, tile, False)
-    step[0] = width*itemsize
-    for i in range(rows):
-        move_values(table, v, (row + i)*table.width + column, width, <char *>tile + i*step[0], False)
-    return <char *>tile
-
-
-cdef inline Py_ssize_t evenly_spaced(const Table *table, const View *v, Py_ssize_t row) noexcept nogil:
-    """How many rows from this one on are at equal distances."""
-    if v == NULL or table.flat or not table.in_place:
-        return INTPTR_MAX
-    return v.shape[v.axes - 1] - row % v.shape[v.axes - 1]
+        return value_in_row(v, row, column)
+    move_values(table, v, row*table.width + column, width, tile, False)
+    return tile
 
 
 # ---- sums
 
 cdef inline Py_ssize_t columns_of(const Table *table, Py_ssize_t tile) noexcept nogil:
     return min(table.tile_width, table.width - tile*table.tile_width)
-
-
-cdef inline Py_ssize_t rows_at_once(const Table *table, Py_ssize_t row, Py_ssize_t end, Py_ssize_t width) noexcept nogil:
-    """How many of the rows up to `end` are summed together."""
-    cdef Py_ssize_t some = min(end - row, max(4, ROWS_BYTES//(width*table.loops.itemsize)))
-    if not table.in_place:
-        some = min(some, GATHERED_ROWS)
-    return min(some, min(evenly_spaced(table, table.call.x, row), evenly_spaced(table, table.call.dy, row)))
-
-
-cdef void sum_chunk(const Table *table, Py_ssize_t row, Py_ssize_t end, Py_ssize_t column, Py_ssize_t width, bint far,
-                    double *s, double *t) noexcept nogil:
-    """The sums of columns over rows row..end, at most ROW_CHUNK."""
-    cdef double x_tile[GATHERED_ROWS*GATHERED_TILE]
-    cdef double dy_tile[GATHERED_ROWS*GATHERED_TILE]
-    cdef FarRowDeviations about
-    cdef Py_ssize_t rows, whole = table.call.values//table.side_by_side
-    cdef RowSteps step
-    cdef const char *x
-    cdef const char *dy
-    about.center = table.center + column
-    memset(s - LANES, 0, padded(width)*sizeof(double))
-    memset(t - LANES, 0, padded(width)*sizeof(double))
-    while row < end:
-        rows = 1
-        if row < whole:
-            rows = rows_at_once(table, row, min(whole, end), width)
-        else:                   # the last one, which is shorter
-            width = min(width, table.call.values*table.call.channels - row*table.width - column)
-            if width <= 0:
-                return
-        x = open_rows(table, table.call.x, row, rows, column, width, x_tile, &step.x)
-        dy = open_rows(table, table.call.dy, row, rows, column, width, dy_tile, &step.dy)
-        step.x_ahead, step.dy_ahead = rows*step.x, rows*step.dy
-        if far:
-            table.loops.far_sum_rows(dy, x, &step, rows, width, &about, s, t)
-        else:
-            table.loops.sum_rows(dy, x, &step, rows, width, &about, s, t)
-        row += rows
 
 
 cdef inline bint any_far(const Table *table, Py_ssize_t column, Py_ssize_t width) noexcept nogil:
@@ -169,28 +128,81 @@ cdef inline ColumnSums sums_of_block(const Table *table, Py_ssize_t block) noexc
     return sums
 
 
+cdef struct Strip:
+    # Columns on the way through the rows of a block.
+    const Table *table
+    Py_ssize_t column, width
+    bint far
+    double s[ROW_TILE + 2*LANES]    # a line before the first column, and one behind the last
+    double t[ROW_TILE + 2*LANES]
+
+
+cdef void clear_strip(Strip *strip) noexcept nogil:
+    memset(strip.s, 0, padded(strip.width)*sizeof(double))
+    memset(strip.t, 0, padded(strip.width)*sizeof(double))
+
+
+cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, Py_ssize_t width) noexcept nogil:
+    """Add at most STREAMS rows to the sums of the first `width` columns."""
+    cdef double x_tile[STREAMS*GATHERED_TILE]
+    cdef double dy_tile[STREAMS*GATHERED_TILE]
+    cdef const void *x[STREAMS]
+    cdef const void *dy[STREAMS]
+    cdef const Table *table = strip.table
+    cdef FarRowDeviations about
+    cdef Py_ssize_t i, ahead = AHEAD if table.flat else 0
+    cdef sum_rows sum = table.loops.far_sum_rows if strip.far else table.loops.sum_rows
+    for i in range(count):
+        x[i] = open_row(table, table.call.x, rows[i], strip.column, width, <char *>(x_tile + i*GATHERED_TILE))
+        dy[i] = open_row(table, table.call.dy, rows[i], strip.column, width, <char *>(dy_tile + i*GATHERED_TILE))
+    about.center = table.center + strip.column
+    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES)
+
+
+cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
+    """Add rows begin..end to `sums`: some parts of them side by side, a row of each in turn, then the rest.
+
+    (Memory is read faster in several places at once.)
+    """
+    cdef const Table *table = strip.table
+    cdef Py_ssize_t streams = STREAMS_BACK if table.call.backward else STREAMS
+    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//streams
+    cdef Py_ssize_t rows[STREAMS]
+    cdef Py_ssize_t i, k, width
+    clear_strip(strip)
+    for i in range(part):
+        for k in range(streams):
+            rows[k] = begin + k*part + i
+        sum_some_rows(strip, rows, streams, strip.width)
+        if (i + 1)*streams % ROW_CHUNK == 0:
+            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+            clear_strip(strip)
+    for k in range(begin + part*streams, end):
+        width = strip.width
+        if k == whole:          # the last row, which is shorter
+            width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
+        if width > 0:
+            sum_some_rows(strip, &k, 1, width)
+    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+
+
 cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Items are (block of rows, tile of columns): the sums of each into table.parts."""
     cdef const Table *table = <const Table *>task
-    cdef double s[ROW_TILE + 2*LANES]
-    cdef double t[ROW_TILE + 2*LANES]
-    cdef Py_ssize_t chunks = (table.rows + ROW_CHUNK - 1)//ROW_CHUNK
-    cdef Py_ssize_t item, block, chunk, column, width
-    cdef bint far
+    cdef Strip strip
     cdef ColumnSums sums
+    cdef Py_ssize_t item, block
+    strip.table = table
     for item in range(begin, end):
         block = item//table.tiles
-        column = item % table.tiles*table.tile_width
-        width = columns_of(table, item % table.tiles)
-        far = any_far(table, column, width)
-        if table.second and not far:
+        strip.column = item % table.tiles*table.tile_width
+        strip.width = columns_of(table, item % table.tiles)
+        strip.far = any_far(table, strip.column, strip.width)
+        if table.second and not strip.far:
             continue
         sums = sums_of_block(table, block)
-        clear_columns(&sums, column, width)
-        for chunk in range(chunks*block//table.blocks, chunks*(block + 1)//table.blocks):
-            sum_chunk(table, chunk*ROW_CHUNK, min((chunk + 1)*ROW_CHUNK, table.rows), column, width, far, s + LANES,
-                      t + LANES)
-            add_to_columns(&sums, column, s + LANES, t + LANES, width)
+        clear_columns(&sums, strip.column, strip.width)
+        sum_block_of_rows(&strip, table.rows*block//table.blocks, table.rows*(block + 1)//table.blocks, &sums)
 
 
 cdef double first_pivot_of_rows(const Call *call, Py_ssize_t c) noexcept nogil:
@@ -320,7 +332,9 @@ cdef void lay_out_table(Table *table) noexcept nogil:
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
     table.stream = call.stream and (table.flat or (table.in_place and call.channels*itemsize >= 1024))
-    table.tile_width = ROW_TILE if table.in_place else GATHERED_TILE
+    table.tile_width = GATHERED_TILE
+    if table.in_place:
+        table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
     size = padded(table.width)
     scratch = <double *>call.scratch

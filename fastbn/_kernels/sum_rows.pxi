@@ -4,12 +4,6 @@
 # row by row, whatever stands beside it: how many columns or rows are taken at once does not change a bit.
 
 
-cdef struct RowSteps:
-    # Bytes from one row to the next, and from a row to the one that is asked for while it is read.
-    Py_ssize_t x, dy
-    Py_ssize_t x_ahead, dy_ahead
-
-
 cdef struct RowDeviations:      # s += x - center, t += (x - center)**2: the first attempt (float32 about 0)
     const double *center
 
@@ -55,46 +49,37 @@ cdef inline lanes_t add_row_products(lanes_t total, lanes_t a, lanes_t b, const 
         return lanes_add(total, lanes_mul(a, b))
 
 
-cdef inline const real *row_at(const real *row, Py_ssize_t bytes) noexcept nogil:
-    return <const real *>(<const char *>row + bytes)
-
-
-cdef void sums_of_rows(const real *dy, const real *x, const RowSteps *step, Py_ssize_t rows, Py_ssize_t width,
+cdef void sums_of_rows(const real **dy, const real **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                        const row_sums *about, double *s_of, double *t_of) noexcept nogil:
-    """Add `rows` rows to the sums of their `width` columns. (LANES sums before the first column may be read too.)"""
+    """Add some rows to the sums of their `width` columns, and ask for what stands `ahead` values behind each.
+
+    (LANES sums before the first column may be read too.)
+    """
     cdef Py_ssize_t column = 0, some, at, i
     cdef lanes_t s, t, center, d, g
-    cdef const real *xi
-    cdef const real *dyi
     cdef real line[LANES]
     while column + LANES <= width:
         s, t, center = lanes_load(s_of + column), lanes_load(t_of + column), lanes_load(about.center + column)
-        xi, dyi = x + column, dy + column
         for i in range(rows):
-            prefetch_lanes(row_at(xi, step.x_ahead))
-            d = g = row_deviations(xi, center, about)
+            prefetch_lanes(x[i] + column + ahead)
+            d = g = row_deviations(x[i] + column, center, about)
             if row_sums is RowProducts or row_sums is FarRowProducts:
-                prefetch_lanes(row_at(dyi, step.dy_ahead))
-                g = read_lanes(dyi)
-                dyi = row_at(dyi, step.dy)
+                prefetch_lanes(dy[i] + column + ahead)
+                g = read_lanes(dy[i] + column)
             s = lanes_add(s, g)
-            t = add_row_products(t, g, d, x, about)
-            xi = row_at(xi, step.x)
+            t = add_row_products(t, g, d, x[i], about)
         lanes_store(s_of + column, s)
         lanes_store(t_of + column, t)
         column += LANES
     if column < width:
         some, at = width - column, width - LANES
         s, t, center = lanes_load(s_of + at), lanes_load(t_of + at), lanes_load(about.center + at)
-        xi, dyi = x, dy
         for i in range(rows):
-            d = g = lanes_last(row_deviations(last_line(xi, width, line), center, about), some)
+            d = g = lanes_last(row_deviations(last_line(x[i], width, line), center, about), some)
             if row_sums is RowProducts or row_sums is FarRowProducts:
-                g = lanes_last(read_lanes(last_line(dyi, width, line)), some)
-                dyi = row_at(dyi, step.dy)
+                g = lanes_last(read_lanes(last_line(dy[i], width, line)), some)
             s = lanes_add(s, g)
-            t = add_row_products(t, g, d, x, about)
-            xi = row_at(xi, step.x)
+            t = add_row_products(t, g, d, x[i], about)
         lanes_store(s_of + at, s)
         lanes_store(t_of + at, t)
 

@@ -81,11 +81,11 @@ cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil
 
 
 cdef inline Py_ssize_t side_by_side(Py_ssize_t channels, Py_ssize_t values) noexcept nogil:
-    """How many narrow rows make one: as few as fill whole lines, as far as there are so many."""
+    """How many narrow rows make one: as few as fill some whole lines, as far as there are so many."""
     cdef Py_ssize_t rows = 1
     if channels >= NARROW:
         return 1
-    while rows*channels % LANES != 0 and rows < values:
+    while (rows*channels < NARROW or rows*channels % LANES != 0) and rows < values:
         rows *= 2
     return min(rows, values)
 
