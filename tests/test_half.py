@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def through(values):
 def test_every_value(isa):
     """All 65,536 values, and the float32 around the middle between two of them, as NumPy and ml_dtypes convert them."""
     environment = {**os.environ, "FASTBN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
-    ran = subprocess.run([sys.executable, "-c", CONVERSIONS], env=environment, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", CONVERSIONS], env=environment, cwd=tempfile.gettempdir(),
+                         capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "ok\n"
 
@@ -185,4 +187,5 @@ def test_gradients_are_float32():
 def test_ml_dtypes_is_not_imported():
     """It comes with the caller's array, or not at all."""
     code = "import sys, numpy, fastbn; fastbn.batch_stats(numpy.ones((2, 2), 'f2')); print('ml_dtypes' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tempfile.gettempdir(), capture_output=True, text=True)
+    assert ran.stdout == "False\n"

@@ -1,81 +1,159 @@
-# Results of rows: some rows of `width` channels, each row contiguous.
+# Results over rows: the columns of a run of values come round again and again, and their coefficients with them.
+#
+# Results may take the place of x or dy, so a line is computed as a whole before it is written, and the last LANES
+# values, which are computed together whatever the length, are read before anything is written.
 
 
-cdef inline Py_ssize_t alike(const Coefficients *f, Py_ssize_t j, Py_ssize_t width) noexcept nogil:
-    """End of the run of columns that are computed in the same precision as column j."""
-    cdef Py_ssize_t stop = j + 1
-    while stop < width and f[stop].wide == f[j].wide:
-        stop += 1
-    return stop
+cdef struct Columns:
+    # Coefficients side by side, of the type of the values: of `width` columns and, once more, of the first LANES.
+    void *center
+    void *mul
+    void *add
+    void *by_x
+    Py_ssize_t width
+    bint wide                   # some channels are computed in float64:
+    Py_ssize_t channels
+    const Coefficients *each    # of every channel
 
 
-cdef void normalize_rows(const real **dy, const real **x, real **y, Py_ssize_t rows, Py_ssize_t width,
-                         const Coefficients *f) noexcept nogil:
-    """normalize_span with coefficients for each column."""
-    cdef real center[TILE_WIDTH]
-    cdef real mul[TILE_WIDTH]
-    cdef real add[TILE_WIDTH]
-    cdef const real *xi
-    cdef real *yi
-    cdef Py_ssize_t i, j, start = 0, stop
-    for j in range(width):
-        center[j], mul[j], add[j] = <real>f[j].center, <real>f[j].mul, <real>f[j].add
-    while start < width:
-        stop = alike(f, start, width)
-        for i in range(rows):
-            xi, yi = x[i], y[i]
-            if f[start].wide:
-                for j in range(start, stop):
-                    yi[j] = <real>((<double>xi[j] - f[j].center)*f[j].mul + f[j].add)
+cdef struct NormalizedRows:     # y = (x - center)*mul + add. There is no dy.
+    Columns f
+
+
+cdef struct GradientRows:       # dx = (dy*mul + add) + (x - center)*by_x
+    Columns f
+
+
+cdef struct ScaledRows:         # dx = dy*mul. x is not read.
+    Columns f
+
+
+ctypedef fused row_formula:
+    NormalizedRows
+    GradientRows
+    ScaledRows
+
+
+cdef void set_columns(Columns *columns, const real *typed) noexcept nogil:
+    """Coefficients of all columns from those of their channels."""
+    cdef Py_ssize_t j, c = 0
+    cdef const Coefficients *f
+    columns.wide = False
+    for j in range(columns.width + LANES):
+        f = columns.each + c
+        (<real *>columns.center)[j] = <real>f.center
+        (<real *>columns.mul)[j] = <real>f.mul
+        (<real *>columns.add)[j] = <real>f.add
+        (<real *>columns.by_x)[j] = <real>f.by_x
+        columns.wide = columns.wide or f.wide
+        c += 1
+        if c == columns.channels:
+            c = 0
+
+
+cdef inline void compute_wide(const real *dy, const real *x, real *line, Py_ssize_t column,
+                              const row_formula *what) noexcept nogil:
+    """The values of a line that are computed in float64."""
+    cdef Py_ssize_t k
+    cdef const Coefficients *f
+    for k in range(LANES):
+        f = what.f.each + (column + k) % what.f.channels
+        if f.wide:
+            if row_formula is NormalizedRows:
+                line[k] = <real>((<double>x[k] - f.center)*f.mul + f.add)
+            elif row_formula is GradientRows:
+                line[k] = <real>((<double>dy[k]*f.mul + f.add) + (<double>x[k] - f.center)*f.by_x)
             else:
-                for j in range(start, stop):
-                    yi[j] = (xi[j] - center[j])*mul[j] + add[j]
-        start = stop
+                line[k] = <real>(<double>dy[k]*f.mul)
 
 
-cdef void gradient_rows(const real **dy, const real **x, real **dx, Py_ssize_t rows, Py_ssize_t width,
-                        const Coefficients *f) noexcept nogil:
-    """gradient_span with coefficients for each column."""
-    cdef real center[TILE_WIDTH]
-    cdef real mul[TILE_WIDTH]
-    cdef real add[TILE_WIDTH]
-    cdef real by_x[TILE_WIDTH]
-    cdef const real *xi
-    cdef const real *dyi
-    cdef real *dxi
-    cdef Py_ssize_t i, j, start = 0, stop
-    for j in range(width):
-        center[j], mul[j], add[j], by_x[j] = <real>f[j].center, <real>f[j].mul, <real>f[j].add, <real>f[j].by_x
-    while start < width:
-        stop = alike(f, start, width)
-        for i in range(rows):
-            xi, dyi, dxi = x[i], dy[i], dx[i]
-            if f[start].wide:
-                for j in range(start, stop):
-                    dxi[j] = <real>((<double>dyi[j]*f[j].mul + f[j].add) + (<double>xi[j] - f[j].center)*f[j].by_x)
-            else:
-                for j in range(start, stop):
-                    dxi[j] = (dyi[j]*mul[j] + add[j]) + (xi[j] - center[j])*by_x[j]
-        start = stop
+cdef inline void compute_columns(const real *dy, const real *x, real *line, Py_ssize_t column,
+                                 const row_formula *what, bint wide) noexcept nogil:
+    """The results of LANES values, the first of which stands in `column`."""
+    cdef const real *center = <const real *>what.f.center + column
+    cdef const real *mul = <const real *>what.f.mul + column
+    cdef const real *add = <const real *>what.f.add + column
+    cdef const real *by_x = <const real *>what.f.by_x + column
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        if row_formula is NormalizedRows:
+            line[k] = (x[k] - center[k])*mul[k] + add[k]
+        elif row_formula is GradientRows:
+            line[k] = (dy[k]*mul[k] + add[k]) + (x[k] - center[k])*by_x[k]
+        else:
+            line[k] = dy[k]*mul[k]
+    if wide:
+        compute_wide(dy, x, line, column, what)
 
 
-cdef void scale_rows(const real **dy, const real **x, real **dx, Py_ssize_t rows, Py_ssize_t width,
-                     const Coefficients *f) noexcept nogil:
-    """scale_span with coefficients for each column. x is not read."""
-    cdef real mul[TILE_WIDTH]
-    cdef const real *dyi
-    cdef real *dxi
-    cdef Py_ssize_t i, j, start = 0, stop
-    for j in range(width):
-        mul[j] = <real>f[j].mul
-    while start < width:
-        stop = alike(f, start, width)
-        for i in range(rows):
-            dyi, dxi = dy[i], dx[i]
-            if f[start].wide:
-                for j in range(start, stop):
-                    dxi[j] = <real>(<double>dyi[j]*f[j].mul)
-            else:
-                for j in range(start, stop):
-                    dxi[j] = dyi[j]*mul[j]
-        start = stop
+cdef inline void put_values(real *out, const real *line, Py_ssize_t some) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(some):
+        out[k] = line[k]
+
+
+cdef inline Py_ssize_t before_a_line(const real *out, Py_ssize_t length) noexcept nogil:
+    """Values before the first whole cache line."""
+    return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(real)))
+
+
+cdef inline void ask_for_columns(const real *dy, const real *x, const row_formula *what) noexcept nogil:
+    if row_formula is NormalizedRows or row_formula is GradientRows:
+        prefetch_lanes(x + CHUNK)
+    if row_formula is GradientRows or row_formula is ScaledRows:
+        prefetch_lanes(dy + CHUNK)
+
+
+cdef inline void run_of_results(const real *dy, const real *x, real *out, Py_ssize_t length, Py_ssize_t column,
+                                bint stream, const row_formula *what, bint wide) noexcept nogil:
+    """At least LANES values."""
+    cdef real line[LANES]
+    cdef real last[LANES]
+    cdef Py_ssize_t i = 0, width = what.f.width
+    compute_columns(dy + length - LANES, x + length - LANES, last, (column + length - LANES) % width, what, wide)
+    if stream:
+        i = before_a_line(out, length)
+        if i > 0:
+            compute_columns(dy, x, line, column, what, wide)
+            put_values(out, line, i)
+            column += i
+            column -= width if column >= width else 0
+        while i + LANES <= length:
+            ask_for_columns(dy + i, x + i, what)
+            compute_columns(dy + i, x + i, line, column, what, wide)
+            stream_lanes(out + i, line)
+            i += LANES
+            column += LANES
+            column -= width if column >= width else 0
+    else:
+        while i + LANES <= length:
+            ask_for_columns(dy + i, x + i, what)
+            compute_columns(dy + i, x + i, line, column, what, wide)
+            put_values(out + i, line, LANES)
+            i += LANES
+            column += LANES
+            column -= width if column >= width else 0
+    put_values(out + i, last + LANES - (length - i), length - i)
+
+
+cdef void results_of_rows(const real *dy, const real *x, real *out, Py_ssize_t length, Py_ssize_t column,
+                          const row_formula *what, bint stream) noexcept nogil:
+    """The results of a run of values, the first of which stands in `column`. With `stream` whole lines of them go past
+    the cache.
+    """
+    cdef real x_line[LANES]
+    cdef real dy_line[LANES]
+    cdef real line[LANES]
+    if length < LANES:
+        memset(x_line, 0, sizeof(x_line))
+        memset(dy_line, 0, sizeof(dy_line))
+        if row_formula is NormalizedRows or row_formula is GradientRows:
+            put_values(x_line, x, length)
+        if row_formula is GradientRows or row_formula is ScaledRows:
+            put_values(dy_line, dy, length)
+        compute_columns(<const real *>dy_line, <const real *>x_line, line, column, what, what.f.wide)
+        put_values(out, line, length)
+    elif what.f.wide:
+        run_of_results(dy, x, out, length, column, False, what, True)
+    else:
+        run_of_results(dy, x, out, length, column, stream, what, False)

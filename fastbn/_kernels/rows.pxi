@@ -1,196 +1,371 @@
 # Driver for rows, (m, c): channels side by side, a value of each channel in every row.
 #
-# Loops run along the channels. Rows are cut into blocks; in a block ROW_CHUNK rows are added up, column by column,
-# before their sums are put away in compensated sums, and the blocks of a channel are merged in order. Threads share the
-# (tile of columns, block) pairs, so that narrow and wide arrays alike keep them busy.
+# Loops run along the channels. Several rows of few channels count as one row: its columns belong to a channel each, and
+# vectors are full. Rows are cut into blocks; in a block ROW_CHUNK rows are added up, column by column, before their
+# sums are put away in compensated sums; the blocks of a column are merged in order, then the columns of a channel.
+# Threads share the (block, tile of columns) pairs, so that narrow and wide arrays alike keep them busy.
+#
+# The results come from the last rows to the first: what the sums have read last is still in the cache.
+
+cdef enum:
+    ROW_TILE = 2048             # columns that are summed together
+    SHARED_TILE = 512           # where there are threads to share them
+    GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
+    STREAMS = 8                 # parts of a block that are read side by side
+    STREAMS_BACK = 4            # in each of two arrays
+    AHEAD = 128                 # values
+    RESULT_VALUES = 16384       # of rows whose results are computed together
 
 
 cdef struct Table:
     Call *call
     RowLoops loops
+    Py_ssize_t side_by_side     # rows of the array that make one row
+    Py_ssize_t width            # columns of a row
+    Py_ssize_t rows             # the last one may be shorter
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
-    Py_ssize_t tile_rows        # rows of a tile: few where tiles must be gathered, since threads have small stacks
-    double *center              # per channel: the pivot of the statistics, or the mean of the backward sums
-    Coefficients *coefficients  # per channel
-    Sums *parts                 # per block and channel
+    Py_ssize_t tile_width
+    bint in_place               # no array must be gathered
+    bint flat                   # and there are no gaps between rows
+    bint stream
+    bint second                 # attempt: only the tiles that need it
+    double *center              # per column: what the sums are taken about
+    char *far                   # per column: whether that is not what the first attempt of float32 is about
+    ColumnSums parts            # of all blocks
+    Columns columns
 
 
-cdef inline bint rows_in_place(const View *v, Py_ssize_t itemsize) noexcept nogil:
-    """Whether the channels of a row stand one behind the other in memory."""
+# ---- where rows are
+
+cdef inline bint channels_in_place(const View *v, Py_ssize_t itemsize) noexcept nogil:
+    """Whether the channels stand one behind the other in memory."""
     return v == NULL or (v.channel == itemsize and v.aligned)
 
 
-cdef void row_addresses(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,
-                        Py_ssize_t itemsize, char **where, void *tile, bint fill) noexcept nogil:
-    """Where a tile's rows are: in place, or one after the other in `tile`, to which they are copied with `fill`."""
-    cdef Py_ssize_t i
-    cdef char *there
+cdef inline bint is_flat(const View *v, Py_ssize_t channels, Py_ssize_t itemsize) noexcept nogil:
+    """Whether the rows, too, stand one behind the other."""
+    return v == NULL or (channels_in_place(v, itemsize) and v.axes == 1
+                         and (v.step[0] == channels*itemsize or v.shape[0] == 1))
+
+
+cdef inline bint run_in_place(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """Whether a run of values, counted row by row from the first value of the array, is one in memory."""
+    cdef Py_ssize_t channels = table.call.channels
+    if is_flat(v, channels, table.loops.itemsize):
+        return True
+    return channels_in_place(v, table.loops.itemsize) and start % channels + length <= channels
+
+
+cdef inline char *value_in_row(const View *v, Py_ssize_t row, Py_ssize_t c) noexcept nogil:
+    if v.axes == 1:             # nearly always: no division
+        return v.data + row*v.step[0] + c*v.channel
+    return address(v, c, row)
+
+
+cdef inline char *value_at(const Table *table, const View *v, Py_ssize_t start) noexcept nogil:
+    cdef Py_ssize_t channels = table.call.channels, row = start//channels
+    return value_in_row(v, row, start - row*channels)
+
+
+cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length, char *tile,
+                      bint put) noexcept nogil:
+    """Copy a run of values from the array into a tile, or (put) from the tile into the array."""
+    cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
+    while length > 0:
+        some = min(length, channels - start % channels)
+        move_run(v, value_at(table, v, start), v.channel, some, itemsize, tile, put)
+        tile += some*itemsize
+        start += some
+        length -= some
+
+
+cdef inline char *open_run(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length, void *tile,
+                           bint fill) noexcept nogil:
+    """Where a run of values is: in place, or in the tile, to which it is copied with `fill`. NULL: no array."""
     if v == NULL:
-        return
-    for i in range(rows):
-        there = address(v, column, row + i)
-        if rows_in_place(v, itemsize):
-            where[i] = there
-        else:
-            where[i] = <char *>tile + i*width*itemsize
-            if fill:
-                move_run(v, there, v.channel, width, itemsize, where[i], False)
+        return NULL
+    if table.flat:
+        return v.data + start*table.loops.itemsize
+    if run_in_place(table, v, start, length):
+        return value_at(table, v, start)
+    if fill:
+        move_values(table, v, start, length, <char *>tile, False)
+    return <char *>tile
 
 
-cdef void put_rows(const View *v, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,
-                   Py_ssize_t itemsize, char **where) noexcept nogil:
-    """Put rows that were computed in a tile into the array."""
-    cdef Py_ssize_t i
-    if rows_in_place(v, itemsize):
-        return
-    for i in range(rows):
-        move_run(v, address(v, column, row + i), v.channel, width, itemsize, where[i], True)
+cdef inline char *open_row(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t column, Py_ssize_t width,
+                           char *tile) noexcept nogil:
+    """Where columns of a row are; what is not in place is gathered in the tile. NULL: no array."""
+    if v == NULL:
+        return NULL
+    if table.flat:
+        return v.data + (row*table.width + column)*table.loops.itemsize
+    if table.in_place:
+        return value_in_row(v, row, column)
+    move_values(table, v, row*table.width + column, width, tile, False)
+    return tile
 
 
-cdef void sum_tile(const Table *table, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t width,
-                   const double *center, double *a, double *b) noexcept nogil:
-    """Add at most TILE_ROWS rows to the sums of their columns."""
-    cdef char *x[TILE_ROWS]
-    cdef char *dy[TILE_ROWS]
-    cdef double x_tile[GATHERED_ROWS*TILE_WIDTH]
-    cdef double dy_tile[GATHERED_ROWS*TILE_WIDTH]
-    cdef const Call *call = table.call
-    row_addresses(call.x, row, rows, column, width, table.loops.itemsize, x, x_tile, True)
-    row_addresses(call.dy, row, rows, column, width, table.loops.itemsize, dy, dy_tile, True)
-    table.loops.sum_rows(<const void **>dy, <const void **>x, rows, width, center, a, b)
+# ---- sums
+
+cdef inline Py_ssize_t columns_of(const Table *table, Py_ssize_t tile) noexcept nogil:
+    return min(table.tile_width, table.width - tile*table.tile_width)
 
 
-cdef void sum_chunk_of_rows(const Table *table, Py_ssize_t row, Py_ssize_t end, Py_ssize_t column, Py_ssize_t width,
-                            const double *center, double *a, double *b) noexcept nogil:
-    """The sums of columns over rows row..end, at most ROW_CHUNK."""
-    cdef Py_ssize_t rows
-    memset(a, 0, width*sizeof(double))
-    memset(b, 0, width*sizeof(double))
-    while row < end:
-        rows = min(table.tile_rows, end - row)
-        sum_tile(table, row, rows, column, width, center, a, b)
-        row += rows
+cdef inline bint any_far(const Table *table, Py_ssize_t column, Py_ssize_t width) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(column, column + width):
+        if table.far[j]:
+            return True
+    return False
 
 
-cdef inline Py_ssize_t columns_from(const Table *table, Py_ssize_t tile) noexcept nogil:
-    return min(TILE_WIDTH, table.call.channels - tile*TILE_WIDTH)
+cdef inline ColumnSums sums_of_block(const Table *table, Py_ssize_t block) noexcept nogil:
+    cdef ColumnSums sums
+    cdef Py_ssize_t first = 4*block*padded(table.width)
+    sums.a, sums.a_low = table.parts.a + first, table.parts.a_low + first
+    sums.b, sums.b_low = table.parts.b + first, table.parts.b_low + first
+    return sums
+
+
+cdef struct Strip:
+    # Columns on the way through the rows of a block.
+    const Table *table
+    Py_ssize_t column, width
+    bint far
+    double s[ROW_TILE + 2*LANES]    # a line before the first column, and one behind the last
+    double t[ROW_TILE + 2*LANES]
+
+
+cdef void clear_strip(Strip *strip) noexcept nogil:
+    memset(strip.s, 0, padded(strip.width)*sizeof(double))
+    memset(strip.t, 0, padded(strip.width)*sizeof(double))
+
+
+cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, Py_ssize_t width) noexcept nogil:
+    """Add at most STREAMS rows to the sums of the first `width` columns."""
+    cdef double x_tile[STREAMS*GATHERED_TILE]
+    cdef double dy_tile[STREAMS*GATHERED_TILE]
+    cdef const void *x[STREAMS]
+    cdef const void *dy[STREAMS]
+    cdef const Table *table = strip.table
+    cdef FarRowDeviations about
+    cdef Py_ssize_t i, ahead = AHEAD if table.flat else 0
+    cdef sum_rows sum = table.loops.far_sum_rows if strip.far else table.loops.sum_rows
+    for i in range(count):
+        x[i] = open_row(table, table.call.x, rows[i], strip.column, width, <char *>(x_tile + i*GATHERED_TILE))
+        dy[i] = open_row(table, table.call.dy, rows[i], strip.column, width, <char *>(dy_tile + i*GATHERED_TILE))
+    about.center = table.center + strip.column
+    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES)
+
+
+cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
+    """Add rows begin..end to `sums`: some parts of them side by side, a row of each in turn, then the rest.
+
+    (Memory is read faster in several places at once.)
+    """
+    cdef const Table *table = strip.table
+    cdef Py_ssize_t streams = STREAMS_BACK if table.call.backward else STREAMS
+    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//streams
+    cdef Py_ssize_t rows[STREAMS]
+    cdef Py_ssize_t i, k, width
+    clear_strip(strip)
+    for i in range(part):
+        for k in range(streams):
+            rows[k] = begin + k*part + i
+        sum_some_rows(strip, rows, streams, strip.width)
+        if (i + 1)*streams % ROW_CHUNK == 0:
+            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+            clear_strip(strip)
+    for k in range(begin + part*streams, end):
+        width = strip.width
+        if k == whole:          # the last row, which is shorter
+            width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
+        if width > 0:
+            sum_some_rows(strip, &k, 1, width)
+    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
 
 
 cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Items are (tile of columns, block of rows): the sums of each into table.parts."""
+    """Items are (block of rows, tile of columns): the sums of each into table.parts."""
     cdef const Table *table = <const Table *>task
-    cdef const Call *call = table.call
-    cdef double a[TILE_WIDTH]
-    cdef double b[TILE_WIDTH]
-    cdef Py_ssize_t chunks = (call.values + ROW_CHUNK - 1)//ROW_CHUNK
-    cdef Py_ssize_t item, block, chunk, column, width, j
-    cdef Sums *parts
+    cdef Strip strip
+    cdef ColumnSums sums
+    cdef Py_ssize_t item, block
+    strip.table = table
     for item in range(begin, end):
-        column = item//table.blocks*TILE_WIDTH
-        width = columns_from(table, item//table.blocks)
-        block = item % table.blocks
-        parts = table.parts + block*call.channels + column
-        memset(parts, 0, width*sizeof(Sums))
-        for chunk in range(chunks*block//table.blocks, chunks*(block + 1)//table.blocks):
-            sum_chunk_of_rows(table, chunk*ROW_CHUNK, min((chunk + 1)*ROW_CHUNK, call.values), column, width,
-                              table.center + column, a, b)
-            for j in range(width):
-                add_pair(&parts[j], a[j], b[j])
+        block = item//table.tiles
+        strip.column = item % table.tiles*table.tile_width
+        strip.width = columns_of(table, item % table.tiles)
+        strip.far = any_far(table, strip.column, strip.width)
+        if table.second and not strip.far:
+            continue
+        sums = sums_of_block(table, block)
+        clear_columns(&sums, strip.column, strip.width)
+        sum_block_of_rows(&strip, table.rows*block//table.blocks, table.rows*(block + 1)//table.blocks, &sums)
 
 
-cdef void pivot_tiles(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """A pivot for each channel, as first_pivot() in planes.pxi."""
-    cdef const Table *table = <const Table *>task
-    cdef double a[TILE_WIDTH]
-    cdef double b[TILE_WIDTH]
-    cdef Py_ssize_t length = min(PIVOT, table.call.values), tile, column, width, j
-    cdef double *center
-    for tile in range(begin, end):
-        column = tile*TILE_WIDTH
-        width = columns_from(table, tile)
-        center = table.center + column
-        memset(center, 0, width*sizeof(double))
-        sum_chunk_of_rows(table, 0, 1, column, width, center, a, b)
-        memcpy(center, a, width*sizeof(double))
-        sum_chunk_of_rows(table, 0, length, column, width, center, a, b)
-        for j in range(width):
-            center[j] += a[j]/length
-            if not isfinite(center[j]):
-                center[j] = 0
+cdef double first_pivot_of_rows(const Call *call, Py_ssize_t c) noexcept nogil:
+    """As first_pivot() in planes.pxi, for float64."""
+    cdef double tile[PIVOT]
+    cdef Py_ssize_t length = min(PIVOT, call.values), i
+    cdef double *x = <double *>read_tile(call.x, c, 0, length, sizeof(double), tile)
+    cdef double pivot = 0
+    for i in range(length):
+        pivot += x[i] - x[0]
+    pivot = x[0] + pivot/length
+    return pivot if isfinite(pivot) else 0.0
 
 
-cdef bint settle_channels(const Table *table) noexcept nogil:
-    """Merge the blocks of every channel; whether any channel must be summed again (its pivot is then its mean)."""
+cdef void set_center(Table *table, Py_ssize_t c, double center, bint far) noexcept nogil:
+    while c < table.width:
+        table.center[c] = center
+        table.far[c] = far
+        c += table.call.channels
+
+
+cdef void choose_centers(Table *table) noexcept nogil:
+    """About what the first attempt sums: float32 about 0 where that is good enough."""
     cdef const Call *call = table.call
-    cdef Py_ssize_t c, block
-    cdef bint again = False
-    cdef Sums total
+    cdef Py_ssize_t c
+    cdef bint far, float64 = call.dtype == FLOAT64
     for c in range(call.channels):
-        memset(&total, 0, sizeof(Sums))
-        for block in range(table.blocks):
-            merge_sums(&total, &table.parts[block*call.channels + c])
-        if settle(call, c, &total, table.center[c]):
-            table.center[c] = call.mean[c]
+        if call.backward:
+            far = not float64 and far_from_zero(call, c)
+            set_center(table, c, call.mean[c] if float64 or far else 0.0, far)
+        else:
+            set_center(table, c, first_pivot_of_rows(call, c) if float64 else 0.0, False)
+
+
+cdef bint settle_channels(Table *table) noexcept nogil:
+    """Merge blocks and columns; whether any channel must be summed again (its centre is then its mean)."""
+    cdef const Call *call = table.call
+    cdef Py_ssize_t c, j, block
+    cdef bint again = False, far
+    cdef ColumnSums total = sums_of_block(table, 0), part
+    cdef Sums sums, one
+    for block in range(1, table.blocks):
+        part = sums_of_block(table, block)
+        merge_columns(&total, &part, table.width)
+    for c in range(call.channels):
+        if table.second and not table.far[c]:
+            continue
+        memset(&sums, 0, sizeof(Sums))
+        j = c
+        while j < table.width:
+            one.a, one.a_low, one.b, one.b_low = total.a[j], total.a_low[j], total.b[j], total.b_low[j]
+            merge_sums(&sums, &one)
+            j += call.channels
+        far = settle(call, c, &sums, table.center[c])
+        if far:
+            set_center(table, c, call.mean[c], True)
             again = True
     return again
 
 
 cdef void measure_rows(Table *table) noexcept nogil:
+    choose_centers(table)
+    table.second = False
+    share(sum_items, table, table.tiles*table.blocks, table.call.threads)
+    if settle_channels(table):
+        table.second = True
+        share(sum_items, table, table.tiles*table.blocks, table.call.threads)
+        settle_channels(table)
+
+
+# ---- results
+
+cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """y or dx of values start..end, counted row by row."""
+    cdef double x_tile[CHUNK]
+    cdef double dy_tile[CHUNK]
+    cdef double out_tile[CHUNK]
     cdef const Call *call = table.call
-    cdef int attempt
-    if call.backward:
-        memcpy(table.center, call.mean, call.channels*sizeof(double))
-    else:
-        share(pivot_tiles, table, table.tiles, call.threads)
-    for attempt in range(2):
-        share(sum_items, table, table.tiles*table.blocks, call.threads)
-        if not settle_channels(table):
-            return
+    cdef Py_ssize_t length, left = end - start
+    cdef const char *x
+    cdef const char *dy
+    cdef char *out
+    while left > 0:
+        length = left
+        if not table.flat:
+            if not table.in_place:
+                length = min(length, CHUNK)
+            if table.side_by_side == 1:
+                length = min(length, call.channels - start % call.channels)
+        x = open_run(table, call.x, start, length, x_tile, True)
+        dy = open_run(table, call.dy, start, length, dy_tile, True)
+        out = open_run(table, call.out, start, length, out_tile, False)
+        table.loops.apply_rows(dy, x, out, length, start % table.width, &table.columns, table.stream)
+        if out == <char *>out_tile:
+            move_values(table, call.out, start, length, out, True)
+        start += length
+        left -= length
+
+
+cdef inline Py_ssize_t rows_of_item(const Table *table) noexcept nogil:
+    return max(1, RESULT_VALUES//table.width)
 
 
 cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Items are (tile_rows rows, tile of columns): y or dx of each."""
+    """Items are some rows each; the last ones first."""
     cdef const Table *table = <const Table *>task
-    cdef const Call *call = table.call
-    cdef char *x[TILE_ROWS]
-    cdef char *dy[TILE_ROWS]
-    cdef char *out[TILE_ROWS]
-    cdef double x_tile[GATHERED_ROWS*TILE_WIDTH]
-    cdef double dy_tile[GATHERED_ROWS*TILE_WIDTH]
-    cdef double out_tile[GATHERED_ROWS*TILE_WIDTH]
-    cdef Py_ssize_t itemsize = table.loops.itemsize, item, row, rows, column, width
-    for item in range(begin, end):
-        row = item//table.tiles*table.tile_rows
-        rows = min(table.tile_rows, call.values - row)
-        column = item % table.tiles*TILE_WIDTH
-        width = columns_from(table, item % table.tiles)
-        row_addresses(call.x, row, rows, column, width, itemsize, x, x_tile, True)
-        row_addresses(call.dy, row, rows, column, width, itemsize, dy, dy_tile, True)
-        row_addresses(call.out, row, rows, column, width, itemsize, out, out_tile, False)
-        table.loops.apply_rows(<const void **>dy, <const void **>x, <void **>out, rows, width,
-                               table.coefficients + column)
-        put_rows(call.out, row, rows, column, width, itemsize, out)
+    cdef Py_ssize_t item, some = rows_of_item(table)*table.width, last = table.call.values*table.call.channels
+    for item in range(end - 1, begin - 1, -1):
+        apply_to_part(table, item*some, min((item + 1)*some, last))
+
+
+cdef void lay_out_table(Table *table) noexcept nogil:
+    """Sizes, and where everything stands in the scratch."""
+    cdef Call *call = table.call
+    cdef Py_ssize_t itemsize = table.loops.itemsize, size, k
+    cdef const View *views[3]
+    cdef double *scratch
+    cdef double *columns[4]
+    table.side_by_side = side_by_side(call.channels, call.values)
+    table.width = table.side_by_side*call.channels
+    table.rows = (call.values + table.side_by_side - 1)//table.side_by_side
+    table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
+    views[0], views[1], views[2] = call.x, call.dy, call.out
+    table.flat = table.in_place = True
+    for k in range(3):
+        table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
+        table.in_place = table.in_place and channels_in_place(views[k], itemsize)
+    table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
+    table.stream = call.stream and (table.flat or (table.in_place and call.channels*itemsize >= 1024))
+    table.tile_width = GATHERED_TILE
+    if table.in_place:
+        table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
+    table.tiles = (table.width + table.tile_width - 1)//table.tile_width
+    size = padded(table.width)
+    scratch = <double *>call.scratch
+    table.center = scratch + LANES
+    table.parts.a = table.center + size
+    table.parts.a_low = table.parts.a + size
+    table.parts.b = table.parts.a_low + size
+    table.parts.b_low = table.parts.b + size
+    for k in range(4):
+        columns[k] = table.parts.a + (4*table.blocks + k)*size - LANES
+    table.columns.center, table.columns.mul = columns[0], columns[1]
+    table.columns.add, table.columns.by_x = columns[2], columns[3]
+    table.columns.width = table.width
+    table.columns.channels = call.channels
+    table.columns.each = <Coefficients *>(columns[3] + size)
+    table.far = <char *>(table.columns.each + call.channels)
 
 
 cdef void run_rows(Call *call) noexcept nogil:
     cdef Table table
     cdef fp_mode before = fp_default()
-    cdef Py_ssize_t c
+    cdef Py_ssize_t c, some
     table.call = call
     table.loops = choose_row_loops(call)
-    table.blocks = block_count(call.channels, call.values, ROWS)
-    table.tiles = (call.channels + TILE_WIDTH - 1)//TILE_WIDTH
-    table.tile_rows = GATHERED_ROWS
-    if (rows_in_place(call.x, table.loops.itemsize) and rows_in_place(call.dy, table.loops.itemsize)
-            and rows_in_place(call.out, table.loops.itemsize)):
-        table.tile_rows = TILE_ROWS
-    table.coefficients = <Coefficients *>call.scratch
-    table.parts = <Sums *>(table.coefficients + call.channels)
-    table.center = <double *>(table.parts + table.blocks*call.channels)
+    lay_out_table(&table)
     if call.measure:
         measure_rows(&table)
     if call.out != NULL:
         for c in range(call.channels):
-            table.coefficients[c] = coefficients(call, c)
-        share(apply_items, &table, (call.values + table.tile_rows - 1)//table.tile_rows*table.tiles, call.threads)
+            (<Coefficients *>table.columns.each)[c] = coefficients(call, c)
+        table.loops.set_columns(&table.columns, NULL)
+        some = rows_of_item(&table)
+        share(apply_items, &table, (table.rows + some - 1)//some, call.threads)
     fp_restore(before)

@@ -19,11 +19,9 @@ cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
     CHUNK = 512         # values of a tile
-    ROW_CHUNK = 128     # rows that are added up, 32 additions of four or 64 of two, before the sum is put away
     HALVES = 128        # values of a half type that are converted at once
-    TILE_ROWS = 32      # rows and channels of a tile
-    TILE_WIDTH = 128
-    GATHERED_ROWS = 8   # rows of a tile that is gathered; a multiple of 4, so that the sums group the same rows
+    ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
+    NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
 
 
@@ -90,6 +88,16 @@ cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil
     return 2*channels <= threads
 
 
+cdef inline Py_ssize_t side_by_side(Py_ssize_t channels, Py_ssize_t values) noexcept nogil:
+    """How many narrow rows make one: as few as fill some whole lines, as far as there are so many."""
+    cdef Py_ssize_t rows = 1
+    if channels >= NARROW:
+        return 1
+    while (rows*channels < NARROW or rows*channels % LANES != 0) and rows < values:
+        rows *= 2
+    return min(rows, values)
+
+
 cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order order) noexcept nogil:
     """Into how many parts a channel's values are cut for summation: a matter of the shape alone, never of threads."""
     cdef Py_ssize_t most = MAX_BLOCKS, least = 32*CHUNK
@@ -100,13 +108,20 @@ cdef inline Py_ssize_t block_count(Py_ssize_t channels, Py_ssize_t values, Order
     return max(1, min(most, values//least))
 
 
+cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
+    """Numbers of a vector for columns that is read in whole lines, with a line before it and one behind it."""
+    return (columns + LANES - 1)//LANES*LANES + 2*LANES
+
+
 cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
-    """Scratch of a call: coefficients of all channels at once; on rows also a centre and the sums of every block."""
-    cdef Py_ssize_t each = sizeof(Coefficients)
+    """Scratch of a call: coefficients of all channels; on rows also of columns, a centre, sums of all blocks."""
+    cdef Py_ssize_t rows, columns, each = sizeof(Coefficients)
     if order == PLANES:
         return 0 if call.measure else call.channels*each
-    each += sizeof(double) + block_count(call.channels, call.values, order)*sizeof(Sums)
-    return call.channels*each
+    rows = side_by_side(call.channels, call.values)
+    columns = rows*call.channels
+    return (call.channels*each + columns
+            + padded(columns)*(5 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
