@@ -64,7 +64,7 @@ def add_bench(commands: Any) -> None:
 
 def bench(args: argparse.Namespace) -> int:
     """Run the benchmark."""
-    from fastbn.bench import run
+    from fastbn.bench.command import run
 
     run(args.out, args.quick, args.batch, args.rounds, args.threads)
     return 0

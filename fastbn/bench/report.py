@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import fastbn
 from fastbn.bench import machine
-from fastbn.bench.cases import PASSES
 from fastbn.bench.measure import Timing
 from fastbn.bench.race import Result
 from fastbn.bench.scaling import Scaled
@@ -62,7 +61,7 @@ def shapes_row(result: Result, names: Sequence[str]) -> str:
 def shapes_foot(results: Sequence[Result], names: Sequence[str]) -> list[str]:
     """Geometric means, and what was wrong."""
     lines = []
-    for what in PASSES:
+    for what in dict.fromkeys(result.case.what for result in results):
         ran = [r.ratios for r in results if r.case.what == what]
         means = [geometric_mean([r[name] for r in ran]) if all(name in r for r in ran) else None for name in names]
         lines.append(shapes_cells(what, "geometric mean", list(map(number, means)), names))
