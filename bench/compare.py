@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,13 +66,21 @@ def build(source: str | Path, folder: Path) -> Path:
     return folder
 
 
+def old_build(source: Path, folder: Path) -> Path:
+    """A revision's fastbn, measured as this tree's is: with this tree's fastbn.bench."""
+    build(source, folder)
+    shutil.copytree(ROOT / "fastbn" / "bench", folder / "fastbn" / "bench", dirs_exist_ok=True)
+    shutil.copy(ROOT / "fastbn" / "commands.py", folder / "fastbn")
+    return folder
+
+
 def race(revision: str, rounds: int, options: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Medians of the ratios of a revision and of this tree, run alternately."""
     with tempfile.TemporaryDirectory() as work:
         source = Path(work, "source")
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(source), revision], check=True)
         try:
-            builds = build(source, Path(work, "old")), build(ROOT, Path(work, "new"))
+            builds = old_build(source, Path(work, "old")), build(ROOT, Path(work, "new"))
             runs = [[run_suite(b, options) for b in builds] for _ in range(rounds)]
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(source)], check=True)

@@ -8,7 +8,7 @@ def pytest_addoption(parser):
 
 def pytest_generate_tests(metafunc):
     """Make one test of each case."""
-    import speed
+    from fastbn.bench.cases import cases
 
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", speed.cases(metafunc.config.getoption("--full")), ids=str)
+        metafunc.parametrize("case", cases(metafunc.config.getoption("--full")), ids=str)

@@ -1,22 +1,24 @@
 """Every case: verified, then timed with its floor beside it. See README.md here."""
 
 import numpy as np
-import speed
 
 import fastbn
 from fastbn import _dispatch
+from fastbn.bench import machine
+from fastbn.bench.measure import Prepared
 
 ROUNDS = 15
 
 
 def test_speed(benchmark, case):
-    prepared = speed.Prepared(case)
+    prepared = Prepared(case)
     prepared.verify()
     floors = []
 
     def floor():
         """Before every round: the same memory at the speed of memory."""
         floors.append(prepared.floor())
+        prepared.warm(prepared.once)
 
     def work():
         for _ in range(prepared.repeat):
@@ -32,6 +34,6 @@ def test_speed(benchmark, case):
         ratio=round(ratio, 3),
         kernels=_dispatch.kernels.__name__.rpartition(".")[2],
         threads=case.threads,
-        machine=speed.machine(),
+        machine=machine.name(),
     )
     assert ratio > 0

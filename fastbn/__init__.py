@@ -8,7 +8,7 @@ The way of a call, always in this direction::
     statistics.py   BatchStats, GradientSums, Gradients: what calls hand on
     reference.py    the float64 definition of everything, for tests and for reading
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
-    _threads.py     what a number of threads means      cli.py, demo/  the command `fastbn`
+    _threads.py     what a number of threads means      cli.py, demo/, bench/  the command `fastbn`
 
 What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,
 not on threads, instruction set, alignment or `out=`; nothing is written where an argument is wrong; there is no

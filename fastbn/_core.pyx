@@ -480,8 +480,10 @@ def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
     cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     cdef int threads = get_threads() if size >= PARALLEL_FROM else 1
     cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
-    for a in (x, y) if w is None else (x, w, y):
-        if a.dtype != x.dtype or a.size != size or not a.flags.c_contiguous or a.ctypes.data % 64:
+    cdef cnp.ndarray a
+    for a in (x, y) if w is None else (x, w, y):  # in C: a small array's copy takes less time than Python's attributes
+        if (cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or cnp.PyArray_SIZE(a) != size
+                or not cnp.PyArray_IS_C_CONTIGUOUS(a) or <size_t>cnp.PyArray_BYTES(a) % 64):
             raise ValueError("floor: expected contiguous arrays of one size and dtype, from multiples of 64 bytes on")
     KERNELS.floor(cnp.PyArray_BYTES(x), added, cnp.PyArray_BYTES(y), size//LANES, dtype, stream, threads)
 

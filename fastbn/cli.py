@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import fastbn
+from fastbn.commands import CannotRunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="fastbn", description="Batch normalization for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastbn {fastbn.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_demo, add_caffe, add_config):
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for add in (add_demo, add_bench, add_caffe, add_config):
         add(commands)
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        return args.run(args)
+    except CannotRunError as error:
+        print(f"fastbn {args.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def add_demo(commands: Any) -> None:
@@ -31,13 +36,9 @@ def add_demo(commands: Any) -> None:
 
 def demo(args: argparse.Namespace) -> int:
     """Run the demo."""
-    from fastbn.demo import CannotRunError, run
+    from fastbn.demo import run
 
-    try:
-        run(args.out, args.seed, args.quick)
-    except CannotRunError as error:
-        print(f"fastbn demo: {error}", file=sys.stderr)
-        return 2
+    run(args.out, args.seed, args.quick)
     return 0
 
 
@@ -46,6 +47,34 @@ def seed(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text}")
+    return value
+
+
+def add_bench(commands: Any) -> None:
+    """`fastbn bench`."""
+    text = "Time over the speed of memory: fastbn, the NumPy formula, PyTorch and onnxruntime where installed."
+    parser = commands.add_parser("bench", help="measure speed, draw pictures", description=f"{text} Takes minutes.")
+    parser.add_argument("--quick", action="store_true", help="few shapes, sizes and rounds: some 20 seconds")
+    parser.add_argument("--out", default="fastbn-bench", metavar="DIR", help="for pictures and report (%(default)s)")
+    parser.add_argument("--batch", type=count, metavar="N", help="samples of a shape (32; with --quick 8)")
+    parser.add_argument("--rounds", type=count, metavar="N", help="of each case (9; with --quick 3)")
+    parser.add_argument("--threads", type=count, metavar="N", help="the most threads to scale to (all)")
+    parser.set_defaults(run=bench)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run the benchmark."""
+    from fastbn.bench.command import run
+
+    run(args.out, args.quick, args.batch, args.rounds, args.threads)
+    return 0
+
+
+def count(text: str) -> int:
+    """A number of things from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
     return value
 
 
@@ -72,8 +101,7 @@ def caffe(args: argparse.Namespace) -> int:
             report.export(net, args.to)
             print(f"written: {args.to}")
     except (OSError, ValueError, ImportError) as error:
-        print(f"fastbn caffe: {error}", file=sys.stderr)
-        return 2
+        raise CannotRunError(str(error)) from error
     return 0
 
 

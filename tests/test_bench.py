@@ -1,20 +1,24 @@
-"""The benchmark suite refuses what is wrong before it times it, and tells what has become slower."""
+"""The benchmarks refuse what is wrong before they time it, tell what has become slower, and show what they found."""
 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import compare
 import numpy as np
 import pytest
-import speed
+import targets
 
 import fastbn
-from fastbn import _core
+from fastbn import cli, commands
+from fastbn.bench import command, contenders, floor, machine, measure, race, report, scaling, sizes, worker
+from fastbn.bench.cases import NETWORKS, PASSES, Case, cases
 
 BENCH = Path(compare.__file__).parent
-CASE = speed.Case(8, 64, 28, "training")
+CASE = Case(8, 64, 28, "training")
+SMALL = Case(2, 6, 14, "training")
 
 
 def test_a_wrong_kernel_is_refused_before_it_is_timed(monkeypatch):
@@ -29,27 +33,27 @@ def test_a_wrong_kernel_is_refused_before_it_is_timed(monkeypatch):
         raise RuntimeError("timed")
 
     monkeypatch.setattr(fastbn, "batch_norm", wrong)
-    monkeypatch.setattr(speed, "seconds", timed)
-    with pytest.raises(AssertionError, match=f"{CASE}: a wrong result"):
-        speed.measure(CASE)
+    monkeypatch.setattr(measure, "seconds", timed)
+    with pytest.raises(measure.WrongResultError, match=f"{CASE}: a wrong result"):
+        measure.measure(CASE)
     monkeypatch.setattr(fastbn, "batch_norm", right)
     with pytest.raises(RuntimeError, match="timed"):
-        speed.measure(CASE)
+        measure.measure(CASE)
 
 
-@pytest.mark.parametrize("what", speed.PASSES)
+@pytest.mark.parametrize("what", PASSES)
 def test_verification_is_of_the_pass_that_is_timed(what, monkeypatch):
-    prepared = speed.Prepared(speed.Case(4, 8, 14, what))
+    prepared = measure.Prepared(Case(4, 8, 14, what))
     prepared.verify()
     call = prepared.call
     monkeypatch.setattr(prepared, "call", lambda b: call(b) * np.float32(1.0001))
-    with pytest.raises(AssertionError, match="a wrong result"):
+    with pytest.raises(measure.WrongResultError, match="a wrong result"):
         prepared.verify()
 
 
 def test_a_slowed_kernel_fails_the_comparison(monkeypatch):
     """A second sweep for the statistics: some 1.3 to 1.9 times the time."""
-    old = {str(CASE): speed.measure(CASE, 41)}
+    old = {str(CASE): measure.measure(CASE, 41).ratio}
     right = fastbn.batch_norm
 
     def slowed(x, *args, **kwargs):
@@ -58,7 +62,7 @@ def test_a_slowed_kernel_fails_the_comparison(monkeypatch):
         return right(x, *args, **kwargs)
 
     monkeypatch.setattr(fastbn, "batch_norm", slowed)
-    table, slower = compare.compare(old, {str(CASE): speed.measure(CASE, 41)})
+    table, slower = compare.compare(old, {str(CASE): measure.measure(CASE, 41).ratio})
     assert slower == [str(CASE)]
     assert "SLOWER" in table
 
@@ -105,35 +109,337 @@ def test_the_suite_runs_and_stores_what_it_measured(tmp_path):
 
 
 def test_the_committed_reference_run_has_the_short_list():
-    names = {f"test_speed[{case}]" for case in speed.cases(False) if case.threads == 1}
+    names = {f"test_speed[{case}]" for case in cases(False) if case.threads == 1}
     assert names <= set(compare.ratios(BENCH / "reference.json"))
 
 
 def test_the_full_list_has_every_network_batch_and_option():
-    full = speed.cases(True)
+    full = cases(True)
     assert len(set(full)) == len(full)
     for name in ("batch", "what", "dtype", "out", "cold"):
         assert len({getattr(case, name) for case in full}) == {"batch": 3, "what": 3}.get(name, 2)
-    assert {(c.channels, c.height) for c in full} == {shape for net in speed.NETWORKS.values() for shape in net}
+    assert {(c.channels, c.height) for c in full} == {shape for net in NETWORKS.values() for shape in net}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_floor_copies_and_adds(dtype, threads, stream):
-    x, w, y = (speed.aligned((4100, 16), dtype) for _ in range(3))
+    x, w, y = (floor.aligned((4100, 16), dtype) for _ in range(3))
     x[...] = np.arange(x.size).reshape(x.shape)
     w[...] = 2
     with fastbn.num_threads(threads):
-        _core.floor(x, None, y, stream)
+        floor.move(x, None, y, stream)
         np.testing.assert_array_equal(y, x)
-        _core.floor(x, w, y, stream)
+        floor.move(x, w, y, stream)
         np.testing.assert_array_equal(y, x + 2)
 
 
 def test_the_floor_takes_whole_lines_only():
-    x = speed.aligned((64,), "float32")
+    x = floor.aligned((64,), "float32")
     with pytest.raises(ValueError, match="multiples of 64 bytes"):
-        _core.floor(x[1:], None, x[:-1], True)
+        floor.move(x[1:], None, x[:-1], True)
     with pytest.raises(ValueError, match="one size and dtype"):
-        _core.floor(x, None, x.astype("float64"), True)
+        floor.move(x, None, x.astype("float64"), True)
+
+
+# ---- measuring
+
+
+def test_a_ratio_is_taken_within_each_round():
+    timing = measure.Timing(CASE, np.array([1.0, 20, 3]), np.array([1.0, 10, 1]))  # 1, 2, 3: the clock slowed once
+    assert timing.ratio == 2
+    assert timing.gb_per_s == pytest.approx(2 * 8 * 64 * 28 * 28 * 4 / 3 / 1e9)
+    assert timing.floor_gb_per_s == pytest.approx(3 * timing.gb_per_s)
+
+
+@pytest.mark.parametrize(("cold", "calls"), [(False, 11), (True, 10)])
+def test_what_may_be_in_the_caches_is_timed_there(cold, calls, monkeypatch):
+    """The floor's streaming stores drive arrays out: the first call after them does not count."""
+    monkeypatch.setattr(measure, "CACHE", 1 << 20)
+    prepared = measure.Prepared(Case(1, 4, 28, "inference", cold=cold))
+    monkeypatch.setattr(measure.Prepared, "repeat", 10)
+    done = []
+    prepared.seconds(lambda: done.append(1))
+    assert len(done) == calls
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e-3])
+def test_verification_sees_every_value(bad):
+    prepared = measure.Prepared(Case(3, 401, 28, "backward"))  # in several blocks of channels
+    right = prepared.call(prepared.buffers[0])
+    prepared.check(right, measure.TOLERANCE["float32"])
+    for place in [(0, 0, 0, 0), (1, 200, 14, 3), (2, 400, 27, 27)]:
+        wrong = right.copy()
+        wrong[place] += bad
+        with pytest.raises(measure.WrongResultError):
+            prepared.check(wrong, 1e-4)
+
+
+def test_free_memory_is_the_least_that_anyone_grants(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert machine.free_memory(meminfo, tmp_path) == 5000 << 10
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.free_memory(meminfo, tmp_path) == 5000 << 10
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert machine.free_memory(meminfo, tmp_path) == 2000
+
+
+def test_sizes_are_what_they_say():
+    for size in command.FULL.sizes:
+        assert 0.7 <= sizes.case_of(size, "training").array_bytes / size <= 1.3
+    assert command.FULL.sizes[0] == 1 << 10
+    assert command.FULL.sizes[-1] == 1 << 30
+
+
+def test_sizes_beyond_memory_are_left_out_and_named(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "free_memory", lambda: 3 * 2 * 4096)
+    timings = command.time_sizes(report.Report(), [1024, 4096, 8192], 1)
+    assert {t.case.array_bytes for t in timings} == {1024, 4096}
+    assert "not measured, for want of memory: 8 KB\n" in capsys.readouterr().out
+
+
+def test_threads_grow_to_all():
+    assert [scaling.steps(n) for n in (1, 2, 7)] == [[1], [1, 2], [1, 2, 3, 4, 6, 7]]
+    assert scaling.steps(64) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+
+
+def test_speed_up_is_taken_within_each_round():
+    took = np.array([[1.0, 0.5], [8, 2], [3, 1]])
+    assert scaling.speedup(took, 0) == 1
+    assert scaling.speedup(took, 1) == 3
+
+
+def test_scaling_refuses_other_bits_with_more_threads(monkeypatch):
+    right = fastbn.normalize
+
+    def wrong(*args, **kwargs):
+        y = right(*args, **kwargs)
+        y[0, 0, 0, 0] = np.nextafter(y[0, 0, 0, 0], 9) if fastbn.get_num_threads() == 2 else y[0, 0, 0, 0]
+        return y
+
+    prepared = measure.Prepared(Case(2, 6, 14, "inference"))
+    scaling.same_with_any(prepared, [1, 2])
+    monkeypatch.setattr(fastbn, "normalize", wrong)
+    with pytest.raises(measure.WrongResultError, match="-2t: a wrong result"):
+        scaling.same_with_any(prepared, [1, 2])
+
+
+# ---- the race
+
+
+@pytest.mark.parametrize("name", race.installed())
+def test_contenders_answer_right_and_are_timed(name):
+    entries = {what: worker.Entry(name, Case(2, 6, 14, what)) for what in PASSES}
+    assert [what for what, entry in entries.items() if entry.wrong] == []
+    ratios = {what: entry.round()["ratio"] for what, entry in entries.items()}
+    absent = {"np.copyto": {"backward"}, "PyTorch, output reused": {"backward"}}
+    absent["onnxruntime"] = {"training", "backward"}
+    assert {what for what, ratio in ratios.items() if ratio is None} == absent.get(name, set())
+    assert all(ratio > 0 for ratio in ratios.values() if ratio is not None)
+
+
+def test_who_needs_no_other_package_is_there():
+    assert race.installed()[:3] == ["fastbn", "np.copyto", "NumPy formula"]
+
+
+@pytest.mark.parametrize("name", ["np.copyto", "NumPy formula"])
+def test_a_wrong_answer_is_refused_and_not_timed(name, monkeypatch):
+    right = contenders.CONTENDERS[name]
+
+    def prepare(p):
+        call = right.prepare(p)
+        return lambda: call() + np.float32(2e-4)
+
+    monkeypatch.setitem(contenders.CONTENDERS, name, contenders.Contender(prepare, copies=right.copies))
+    monkeypatch.setattr(measure.Prepared, "round", lambda *_: pytest.fail("timed"))
+    answer = worker.Entry(name, SMALL).round()
+    assert answer["ratio"] is None
+    assert answer["wrong"].startswith(f"{name}, {SMALL}: ")
+
+
+class FakeRacer(race.Racer):
+    """Answers without a process: 1, 2, 3, of which the first does not count; one contender is wrong."""
+
+    wrong = "NumPy formula"
+
+    def __init__(self, name):
+        self.name, self.rounds = name, 0
+
+    def __exit__(self, *_):
+        pass
+
+    def round(self, case):
+        self.rounds += 1
+        if self.name == self.wrong:
+            return {"ratio": None, "wrong": f"{self.name}, {case}: off"}
+        return {"ratio": float(self.rounds), "wrong": None}
+
+
+def test_a_wrong_contender_has_no_ratio_and_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(race, "Racer", FakeRacer)
+    monkeypatch.setattr(race, "installed", lambda: ["fastbn", "NumPy formula"])
+    (result,) = race.race([SMALL], 2)
+    assert result.ratios == {"fastbn": 2.5}
+    names = ["fastbn", "NumPy formula", "onnxruntime"]
+    assert report.shapes_row(result, names).split() == ["training", SMALL.shape_name, "2.50", "wrong", "-"]
+    foot = report.shapes_foot([result, race.Result(SMALL, {"fastbn": 10.0})], names)
+    assert foot[0].split() == ["training", "geometric", "mean", "5.00", "-", "-"]
+    assert foot[-1] == f"not timed: NumPy formula, {SMALL}: off"
+
+
+def test_fastbn_itself_wrong_ends_the_race(monkeypatch):
+    monkeypatch.setattr(race, "Racer", FakeRacer)
+    monkeypatch.setattr(FakeRacer, "wrong", "fastbn")
+    with pytest.raises(commands.CannotRunError, match=f"fastbn, {SMALL}: off"):
+        list(race.race([SMALL], 2))
+
+
+def test_a_contender_whose_process_ends_is_named(capfd):
+    with race.Racer("nobody") as racer, pytest.raises(commands.CannotRunError) as stopped:
+        racer.round(SMALL)
+    assert str(stopped.value) == f"nobody: its process ended with status 1 before {SMALL} was timed"
+    assert "KeyError: 'nobody'" in capfd.readouterr().err
+
+
+def test_a_race_larger_than_memory_does_not_start(monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda: 10**6)
+    with pytest.raises(commands.CannotRunError, match=r"takes .* GB and 0.0 GB are free: try a smaller --batch"):
+        next(race.race([Case(32, 256, 56, "training")], 1))
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """`fastbn bench --quick`, once, smaller still: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("bench") / "new"
+    call = [sys.executable, "-m", "fastbn", "bench", "--quick", "--batch=1", "--rounds=1", "--threads=2"]
+    done = subprocess.run(
+        [*call, f"--out={folder}"], capture_output=True, text=True, timeout=120, check=True, cwd=tempfile.gettempdir()
+    )
+    return folder, done.stdout
+
+
+@pytest.mark.parametrize("name", ["shapes.png", "sizes.png", "threads.png"])
+def test_pictures(quick, name):
+    image = pytest.importorskip("matplotlib.image")
+    pixels = image.imread(quick[0] / name)
+    assert pixels.shape[0] > 400
+    assert pixels.shape[1] > 1000
+    blue = (pixels[..., :3] * 255).round() == (0x00, 0x72, 0xB2)
+    assert blue.all(axis=-1).sum() > 200  # fastbn's lines
+
+
+def test_tables_hold_what_was_measured(quick):
+    folder, printed = quick
+    text = (folder / "report.txt").read_text(encoding="utf-8")
+    assert text in printed
+    found = json.loads((folder / "bench.json").read_text())
+    first, shapes, by_size, threads = text.split("\n\n")
+    assert f"kernels {fastbn.isa}" in first
+
+    names = race.installed()
+    rows = [line.split() for line in shapes.splitlines()[3:] if "geometric" not in line]
+    assert len(rows) == len(found["shapes"]) == len(PASSES) * len(command.QUICK.shapes)
+    for row, (case, ratios) in zip(rows, found["shapes"].items(), strict=True):
+        assert case.startswith("-".join(row[:2]) + "-float32-1t")
+        assert row[2:] == [f"{ratios[name]:.2f}" if name in ratios else "-" for name in names]
+        assert min(ratios.values()) > 0
+
+    rows = [line.split() for line in by_size.splitlines()[3:]]
+    assert len(rows) == len(found["sizes"]) == len(PASSES) * len(command.QUICK.sizes)
+    for row, (case, (speed, floor_speed, ratio)) in zip(rows, found["sizes"].items(), strict=True):
+        assert case.startswith(f"{row[0]}-{row[3]}-")
+        assert row[4:] == [f"{speed:.1f}", f"{floor_speed:.1f}", f"{ratio:.2f}"]
+
+    rows = [line.split() for line in threads.splitlines()[3:]]
+    assert [row[:2] for row in rows] == [[what, n] for what in PASSES for n in "12"]
+    for row, (case, figures) in zip(rows, found["threads"].items(), strict=True):
+        assert case == f"{row[0]}-1x256x56x56-float32-{row[1]}t"
+        assert row[2:] == [f"{figure:.2f}" for figure in figures]
+
+
+def test_missing_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["bench", "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message == 'fastbn bench: matplotlib missing; install the extra: pip install "fastbn[bench]"\n'
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["bench", "--out", str(tmp_path / "file")]) == 2
+    assert "fastbn bench: cannot write to the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--rounds", "--threads"])
+@pytest.mark.parametrize("value", ["0", "x"])
+def test_bad_counts(option, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", option, value])
+    assert stopped.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(1024, "1 KB"), (12544, "12.2 KB"), (1 << 20, "1 MB"), (1 << 25, "32 MB"), (1 << 30, "1 GB")]
+)
+def test_sizes_are_told_as_people_say_them(count, text):
+    assert report.size(count) == text
+
+
+# ---- the targets
+
+MUST = """
+    64,112 64,56 256,56 128,28 512,28 256,14 1024,14 512,7 2048,7
+32 training 1.40 1.40 1.40 1.40 1.40 2.2 1.8 3.4 3.0
+32 inference 1.10 1.10 1.10 1.10 1.10 1.10 1.10 1.80 1.40
+32 backward 1.45 1.45 1.45 1.45 1.45 2.2 1.8 3.0 2.6
+8 training 1.40 2.6 1.40 2.6 1.40 2.6 1.8 3.4 3.4
+8 inference 1.10 1.10 1.10 1.40 1.10 1.40 1.10 1.80 1.80
+8 backward 1.45 2.4 1.45 2.4 1.45 2.4 1.8 3.0 3.0
+1 training 2.6 2.6 2.6 2.6 2.6 2.6 2.6 3.4 3.4
+1 inference 1.40 1.40 1.40 1.40 1.40 1.40 1.40 1.80 1.80
+1 backward 2.4 2.4 2.4 2.4 2.4 2.4 2.4 3.0 3.0
+"""
+
+
+def test_every_shape_has_the_target_of_its_kind():
+    head, *rows = MUST.strip().splitlines()
+    shapes = [tuple(map(int, shape.split(","))) for shape in head.split()]
+    assert shapes == NETWORKS["ResNet-50"]
+    expected = {
+        Case(int(batch), *shape, what): float(limit)
+        for batch, what, *limits in map(str.split, rows)
+        for shape, limit in zip(shapes, limits, strict=True)
+    }
+    assert {case: targets.must(case) for case in targets.cases([32, 8, 1])} == expected
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.0, 0), (1.2, 1)])
+def test_targets_say_hit_or_missed(ratio, status, monkeypatch, capsys):
+    """All ratios the same: at 1.2 it is inference above 5 MB that misses."""
+
+    def run(arguments, **environment):
+        figures = {"ratio": ratio, "threads": 1.0, "over one thread": 1.0}
+        found = {str(case): figures for case in targets.cases([32])}
+        return {"build": {environment.get("FASTBN_ISA", "best"): 1.0}, "calls": {"inference": 2.4}, **found}
+
+    monkeypatch.setattr(targets, "in_a_process", run)
+    assert targets.main(["--runs", "2", "--batch", "32"]) == status
+    rows = {tuple(line.split()[:2]): line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["inference", "32x64x112x112"][2:5] == ["1.10", f"{ratio:.2f}", "missed" if status else "hit"]
+    assert rows["training", "32x64x112x112"][2:5] == ["1.40", f"{ratio:.2f}", "hit"]
+
+
+def test_a_targets_run_measures_every_figure():
+    found = targets.measured(Case(2, 6, 14, "training"), rounds=1, threads=2)
+    assert set(found) == {"ratio", "threads", "over one thread"}
+    assert min(found.values()) > 0
+    calls = targets.SmallCalls().round()
+    assert set(calls) == {f"{kind}{what}" for kind in ("", "layer adds, ") for what in PASSES}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import cli, demo
-from fastbn.demo import data, networks, report, requirements, timing, training
+from fastbn import cli, commands, demo
+from fastbn.demo import data, networks, report, timing, training
 
 pytest.importorskip("mlxtend")
 image = pytest.importorskip("matplotlib.image")
@@ -260,14 +260,14 @@ def test_help_version_and_config():
 
 
 def test_import_needs_no_extra():
-    late = {*requirements.EXTRA, "fastbn.demo"}
+    late = {*commands.EXTRAS["demo"], *commands.EXTRAS["bench"], "fastbn.demo", "fastbn.bench"}
     code = f"import sys, fastbn, fastbn.cli; print({late} & {{*sys.modules}} or None)"
     call = [sys.executable, "-c", code]
     done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True, cwd=tempfile.gettempdir())
     assert done.stdout == "None\n"
 
 
-@pytest.mark.parametrize("package", requirements.EXTRA)
+@pytest.mark.parametrize("package", commands.EXTRAS["demo"])
 def test_missing_extra(monkeypatch, capsys, tmp_path, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2

@@ -81,8 +81,9 @@ def through(values):
 def test_every_value(isa):
     """All 65,536 values, and the float32 around the middle between two of them, as NumPy and ml_dtypes convert them."""
     environment = {**os.environ, "FASTBN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
-    ran = subprocess.run([sys.executable, "-c", CONVERSIONS], env=environment, cwd=tempfile.gettempdir(),
-                         capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", CONVERSIONS], env=environment, cwd=tempfile.gettempdir(), capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "ok\n"
 

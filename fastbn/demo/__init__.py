@@ -8,7 +8,7 @@ units, batch 60), it is that. Of the others, sigma = 0.1 (`networks.SIGMA`) and 
 any result was seen. The rates of (b) come from a sweep, which said: without BN the network learns at rates up to 0.5,
 with BN up to 1.5. From 2 on it fails with BN too, because the classifier, its last layer, has no BN behind it.
 
-The way of a run: `requirements` -> `data` -> `networks` -> `training` (with `timing`) -> `pictures`, `report`.
+The way of a run: `data` -> `networks` -> `training` (with `timing`) -> `pictures`, `report`.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from time import perf_counter
 
 import numpy as np
 
+from fastbn.commands import CannotRunError, check_extra, writeable_folder
 from fastbn.demo import data, networks, pictures, report
-from fastbn.demo.requirements import CannotRunError, check_extra, writeable_folder
 from fastbn.demo.training import Record, train
 
 __all__ = ["FULL", "QUICK", "CannotRunError", "Plan", "Results", "experiment", "run"]
@@ -101,7 +101,7 @@ def run(out: str | Path = "fastbn-demo", seed: int = 0, quick: bool = False) -> 
     CannotRunError
         The extra `demo` is not installed, or nothing can be written to `out`.
     """
-    check_extra()
+    check_extra("demo")
     folder = writeable_folder(out)
     start = perf_counter()
     results = experiment(QUICK if quick else FULL, seed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbn.demo.requirements import CannotRunError
+from fastbn.commands import CannotRunError
 
 Array = NDArray[Any]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastbn.commands import new_figure
 from fastbn.demo.training import Record
 
 if TYPE_CHECKING:
@@ -25,17 +26,6 @@ def draw(sigmoid: Sequence[Record], conv: Sequence[Record], folder: Path) -> lis
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in figures]
-
-
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure; not from pyplot, which would choose a backend for the whole process."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    return figure
 
 
 def accuracy(records: Sequence[Record]) -> Figure:

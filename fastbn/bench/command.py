@@ -1,0 +1,124 @@
+"""The whole of `fastbn bench`: what is measured how often, in which order, and what is written where."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import fastbn
+from fastbn.bench import pictures, race, report, scaling, sizes
+from fastbn.bench.cases import NETWORKS, PASSES, Case
+from fastbn.bench.measure import Timing
+from fastbn.commands import check_extra, writeable_folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    shapes: Sequence[tuple[int, int]]  # channels, height
+    batch: int
+    rounds: int
+    sizes: Sequence[int]  # bytes of x
+    scaled: tuple[int, int]  # channels, height of the array for the scaling
+
+
+FULL = Plan(NETWORKS["ResNet-50"], 32, 9, [1 << e for e in range(10, 31)], (256, 56))
+QUICK = Plan([(64, 56), (256, 14), (512, 7)], 8, 3, [1 << e for e in range(10, 25, 2)], (256, 56))
+
+
+@dataclass
+class Results:
+    """What was measured: the race, the sweep over sizes, the scaling over threads."""
+
+    shapes: list[race.Result]
+    sizes: list[Timing]
+    scaling: list[scaling.Scaled]
+
+    def as_dict(self) -> dict[str, object]:
+        """For bench.json."""
+        return {
+            "shapes": {str(r.case): r.ratios for r in self.shapes},
+            "sizes": {str(t.case): [t.gb_per_s, t.floor_gb_per_s, t.ratio] for t in self.sizes},
+            "threads": {str(s.timing.case): [s.timing.ratio, s.speedup, s.floor_speedup] for s in self.scaling},
+        }
+
+
+def run(
+    out: str | Path = "fastbn-bench",
+    quick: bool = False,
+    batch: int | None = None,
+    rounds: int | None = None,
+    threads: int | None = None,
+) -> Results:
+    """Measure, print the tables, write them (report.txt, bench.json) and the pictures to the folder `out`.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder; created if need be.
+    quick : bool
+        Few shapes, sizes and rounds: less than 30 seconds.
+    batch, rounds : int, optional
+        Samples of a shape in the race and the scaling, rounds of each case.
+    threads : int, optional
+        The most threads of the scaling; else as many as fastbn uses.
+
+    Returns
+    -------
+    results : Results
+
+    Raises
+    ------
+    CannotRunError
+        matplotlib is not installed, nothing can be written to `out`, memory does not suffice, a contender's process
+        ended, or a result of fastbn's is wrong.
+    """
+    check_extra("bench")
+    folder = writeable_folder(out)
+    start = perf_counter()
+    plan = QUICK if quick else FULL
+    batch, rounds, threads = batch or plan.batch, rounds or plan.rounds, threads or fastbn.get_num_threads()
+    said = report.Report()
+    said.say(*report.head())
+    results = Results(
+        time_shapes(said, [Case(batch, *shape, what) for what in PASSES for shape in plan.shapes], rounds),
+        time_sizes(said, plan.sizes, rounds),
+        time_threads(said, (batch, *plan.scaled), scaling.steps(threads), rounds),
+    )
+    said.write(folder / "report.txt")
+    (folder / "bench.json").write_text(json.dumps(results.as_dict(), indent=1) + "\n", encoding="utf-8")
+    written = pictures.draw(results.shapes, results.sizes, results.scaling, folder)
+    names = ", ".join(str(path) for path in [folder / "report.txt", folder / "bench.json", *written])
+    print(f"\n{perf_counter() - start:.0f} s; written: {names}")
+    return results
+
+
+def time_shapes(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
+    """(a): the race."""
+    names = race.installed()
+    title = f"Time over floor, one thread, medians of {rounds} rounds"
+    row = partial(report.shapes_row, names=names)
+    results = said.table(title, report.shapes_head(names), race.race(cases, rounds), row)
+    said.say(*report.shapes_foot(results, names))
+    return results
+
+
+def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[Timing]:
+    """(b): those sizes that fit into memory."""
+    title = f"Speed over the size of x, one thread, medians of {rounds} rounds"
+    fit = sizes.fitting(wanted)
+    timings = said.table(title, report.SIZES_HEAD, sizes.sweep(fit, rounds), report.sizes_row)
+    if len(fit) < len(wanted):
+        said.say(f"not measured, for want of memory: {', '.join(report.size(s) for s in wanted[len(fit) :])}")
+    return timings
+
+
+def time_threads(
+    said: report.Report, shape: tuple[int, int, int], threads: Sequence[int], rounds: int
+) -> list[scaling.Scaled]:
+    """(c): the scaling."""
+    title = f"Scaling over threads, {shape[0]}x{shape[1]}x{shape[2]}x{shape[2]}, medians of {rounds} rounds"
+    return said.table(title, report.THREADS_HEAD, scaling.scale(shape, threads, rounds), report.threads_row)

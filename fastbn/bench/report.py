@@ -1,0 +1,108 @@
+"""The tables, a line at a time, as figures come in: on the screen and in report.txt."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import TypeVar
+
+import fastbn
+from fastbn.bench import machine
+from fastbn.bench.measure import Timing
+from fastbn.bench.race import Result
+from fastbn.bench.scaling import Scaled
+
+T = TypeVar("T")
+
+
+class Report:
+    """Prints lines and keeps them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, *lines: str) -> None:
+        """Print and keep lines."""
+        self.lines += lines
+        print(*lines, sep="\n", flush=True)
+
+    def table(self, title: str, head: str, found: Iterable[T], row: Callable[[T], str]) -> list[T]:
+        """Print and keep a row for each figure as it is found; returns the figures."""
+        self.say("", title, "-" * len(title), head)
+        kept = []
+        for figure in found:
+            self.say(row(figure))
+            kept.append(figure)
+        return kept
+
+    def write(self, path: Path) -> None:
+        """Store what has been said."""
+        path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+
+
+def head() -> list[str]:
+    """What was measured where."""
+    return [
+        f"fastbn {fastbn.__version__}, kernels {fastbn.isa}, float32; {machine.name()}",
+        "Time over floor: 1 is the time of the fastest copy of x (backward: triad dy + x) in the same round.",
+    ]
+
+
+def shapes_head(names: Sequence[str]) -> str:
+    """The columns of the race: contenders."""
+    return shapes_cells("pass", "shape", names, names)
+
+
+def shapes_row(result: Result, names: Sequence[str]) -> str:
+    """A case of the race."""
+    cells = ["wrong" if name in result.wrong else number(result.ratios.get(name)) for name in names]
+    return shapes_cells(result.case.what, result.case.shape_name, cells, names)
+
+
+def shapes_foot(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+    """Geometric means, and what was wrong."""
+    lines = []
+    for what in dict.fromkeys(result.case.what for result in results):
+        ran = [r.ratios for r in results if r.case.what == what]
+        means = [geometric_mean([r[name] for r in ran]) if all(name in r for r in ran) else None for name in names]
+        lines.append(shapes_cells(what, "geometric mean", list(map(number, means)), names))
+    return lines + [f"not timed: {text}" for result in results for text in result.wrong.values()]
+
+
+def shapes_cells(what: str, shape: str, cells: Sequence[str], names: Sequence[str]) -> str:
+    """Pass and shape to the left, figures to the right, under the contenders' names."""
+    figures = [f"{cell:>{max(6, len(name))}}" for cell, name in zip(cells, names, strict=True)]
+    return "  ".join([f"{what:9}", f"{shape:14}", *figures])
+
+
+def number(ratio: float | None) -> str:
+    """A ratio, or a dash where a contender has no such pass."""
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+SIZES_HEAD = f"{'pass':9}  {'x':>7}  {'shape':15}  {'GB/s':>7}  {'floor GB/s':>10}  time over floor"
+
+
+def sizes_row(timing: Timing) -> str:
+    """A size of the sweep."""
+    case = timing.case
+    speeds = f"{timing.gb_per_s:7.1f}  {timing.floor_gb_per_s:10.1f}  {timing.ratio:15.2f}"
+    return f"{case.what:9}  {size(case.array_bytes):>7}  {case.shape_name:15}  {speeds}"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 2 KB, 16 MB; K is 1024."""
+    units = iter(("B", "KB", "MB", "GB"))
+    unit = next(units)
+    while count >= 1000 and unit != "GB":
+        count, unit = count / 1024, next(units)
+    return f"{count:.3g} {unit}"
+
+
+THREADS_HEAD = f"{'pass':9}  threads  time over floor  speed-up  floor's speed-up"
+
+
+def threads_row(scaled: Scaled) -> str:
+    """A number of threads."""
+    case = scaled.timing.case
+    figures = f"{scaled.timing.ratio:15.2f}  {scaled.speedup:8.2f}  {scaled.floor_speedup:16.2f}"
+    return f"{case.what:9}  {case.threads:7}  {figures}"
