@@ -289,14 +289,13 @@ cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
     return plane
 
 
-cdef void view(cnp.ndarray a, int channels, Order order, View *v) noexcept:
+cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
     """The view that kernels take of an array with its channels on this axis."""
     cdef int axis, last = -1
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
     v.channel = cnp.PyArray_STRIDE(a, channels)
-    v.storage = storage_of(a) if order == ROWS else AS_IS
-    v.aligned = v.storage == AS_IS and cnp.PyArray_ISALIGNED(a)
+    v.aligned = cnp.PyArray_ISALIGNED(a)
     for axis in range(cnp.PyArray_NDIM(a)):
         length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
         if axis == channels or length == 1:
@@ -338,13 +337,13 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if call.values == 0:
         return 0
     if x is not None:
-        view(x, channels, order, &x_view)
+        view(x, channels, &x_view)
         call.x = &x_view
     if dy is not None:
-        view(dy, channels, order, &dy_view)
+        view(dy, channels, &dy_view)
         call.dy = &dy_view
     if out is not None:
-        view(out, channels, order, &out_view)
+        view(out, channels, &out_view)
         call.out = &out_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and cnp.PyArray_NBYTES(out) >= STREAM_FROM

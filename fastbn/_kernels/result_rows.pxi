@@ -67,9 +67,8 @@ cdef inline void compute_wide(const real *dy, const real *x, real *line, Py_ssiz
                 line[k] = <real>(<double>dy[k]*f.mul)
 
 
-cdef inline void compute_columns(const real *dy, const real *x, real *line, Py_ssize_t column,
-                                 const row_formula *what, bint wide) noexcept nogil:
-    """The results of LANES values, the first of which stands in `column`."""
+cdef inline void compute_real_columns(const real *dy, const real *x, real *line, Py_ssize_t column,
+                                      const row_formula *what, bint wide) noexcept nogil:
     cdef const real *center = <const real *>what.f.center + column
     cdef const real *mul = <const real *>what.f.mul + column
     cdef const real *add = <const real *>what.f.add + column
@@ -86,29 +85,46 @@ cdef inline void compute_columns(const real *dy, const real *x, real *line, Py_s
         compute_wide(dy, x, line, column, what)
 
 
-cdef inline void put_values(real *out, const real *line, Py_ssize_t some) noexcept nogil:
+cdef inline void compute_columns(const stored *dy, const stored *x, stored *line, Py_ssize_t column,
+                                 const row_formula *what, bint wide) noexcept nogil:
+    """The results of LANES values, the first of which stands in `column`."""
+    cdef float wide_x[LANES]
+    cdef float wide_dy[LANES]
+    cdef float wide_line[LANES]
+    if stored is float or stored is double:
+        compute_real_columns(dy, x, line, column, what, wide)
+    else:
+        if row_formula is NormalizedRows or row_formula is GradientRows:
+            widen(x, wide_x, LANES)
+        if row_formula is GradientRows or row_formula is ScaledRows:
+            widen(dy, wide_dy, LANES)
+        compute_real_columns(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, column, what, wide)
+        narrow(wide_line, line, LANES)
+
+
+cdef inline void put_values(stored *out, const stored *line, Py_ssize_t some) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(some):
         out[k] = line[k]
 
 
-cdef inline Py_ssize_t before_a_line(const real *out, Py_ssize_t length) noexcept nogil:
+cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
     """Values before the first whole cache line."""
-    return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(real)))
+    return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
 
 
-cdef inline void ask_for_columns(const real *dy, const real *x, const row_formula *what) noexcept nogil:
+cdef inline void ask_for_columns(const stored *dy, const stored *x, const row_formula *what) noexcept nogil:
     if row_formula is NormalizedRows or row_formula is GradientRows:
         prefetch_lanes(x + CHUNK)
     if row_formula is GradientRows or row_formula is ScaledRows:
         prefetch_lanes(dy + CHUNK)
 
 
-cdef inline void run_of_results(const real *dy, const real *x, real *out, Py_ssize_t length, Py_ssize_t column,
+cdef inline void run_of_results(const stored *dy, const stored *x, stored *out, Py_ssize_t length, Py_ssize_t column,
                                 bint stream, const row_formula *what, bint wide) noexcept nogil:
     """At least LANES values."""
-    cdef real line[LANES]
-    cdef real last[LANES]
+    cdef stored line[LANES]
+    cdef stored last[LANES]
     cdef Py_ssize_t i = 0, width = what.f.width
     compute_columns(dy + length - LANES, x + length - LANES, last, (column + length - LANES) % width, what, wide)
     if stream:
@@ -136,14 +152,14 @@ cdef inline void run_of_results(const real *dy, const real *x, real *out, Py_ssi
     put_values(out + i, last + LANES - (length - i), length - i)
 
 
-cdef void results_of_rows(const real *dy, const real *x, real *out, Py_ssize_t length, Py_ssize_t column,
+cdef void results_of_rows(const stored *dy, const stored *x, stored *out, Py_ssize_t length, Py_ssize_t column,
                           const row_formula *what, bint stream) noexcept nogil:
     """The results of a run of values, the first of which stands in `column`. With `stream` whole lines of them go past
     the cache.
     """
-    cdef real x_line[LANES]
-    cdef real dy_line[LANES]
-    cdef real line[LANES]
+    cdef stored x_line[LANES]
+    cdef stored dy_line[LANES]
+    cdef stored line[LANES]
     if length < LANES:
         memset(x_line, 0, sizeof(x_line))
         memset(dy_line, 0, sizeof(dy_line))
@@ -151,7 +167,7 @@ cdef void results_of_rows(const real *dy, const real *x, real *out, Py_ssize_t l
             put_values(x_line, x, length)
         if row_formula is GradientRows or row_formula is ScaledRows:
             put_values(dy_line, dy, length)
-        compute_columns(<const real *>dy_line, <const real *>x_line, line, column, what, what.f.wide)
+        compute_columns(<const stored *>dy_line, <const stored *>x_line, line, column, what, what.f.wide)
         put_values(out, line, length)
     elif what.f.wide:
         run_of_results(dy, x, out, length, column, False, what, True)

@@ -15,22 +15,31 @@ cdef struct RowLoops:
     void (*set_columns)(Columns *, const void *) noexcept nogil
 
 
-cdef inline RowLoops row_loops_of(const Call *call, real typed) noexcept nogil:
-    """The loops for a call on values of the type of `typed`."""
+cdef inline RowLoops row_loops_of(const Call *call, const stored *typed) noexcept nogil:
     cdef RowLoops loops
-    loops.itemsize = sizeof(real)
-    loops.set_columns = <void (*)(Columns *, const void *) noexcept nogil>set_columns[real]
-    loops.sum_rows = <sum_rows>sums_of_rows[real, RowDeviations]
-    loops.far_sum_rows = <sum_rows>sums_of_rows[real, FarRowDeviations]
-    loops.apply_rows = <apply_rows>results_of_rows[real, NormalizedRows]
+    loops.itemsize = sizeof(stored)
+    if stored is double:
+        loops.set_columns = <void (*)(Columns *, const void *) noexcept nogil>set_columns[double]
+    else:
+        loops.set_columns = <void (*)(Columns *, const void *) noexcept nogil>set_columns[float]
+    loops.sum_rows = <sum_rows>sums_of_rows[stored, RowDeviations]
+    loops.far_sum_rows = <sum_rows>sums_of_rows[stored, FarRowDeviations]
+    loops.apply_rows = <apply_rows>results_of_rows[stored, NormalizedRows]
     if call.backward:
-        loops.sum_rows = <sum_rows>sums_of_rows[real, RowProducts]
-        loops.far_sum_rows = <sum_rows>sums_of_rows[real, FarRowProducts]
-        loops.apply_rows = <apply_rows>results_of_rows[real, GradientRows]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, RowProducts]
+        loops.far_sum_rows = <sum_rows>sums_of_rows[stored, FarRowProducts]
+        loops.apply_rows = <apply_rows>results_of_rows[stored, GradientRows]
         if call.constant:
-            loops.apply_rows = <apply_rows>results_of_rows[real, ScaledRows]
+            loops.apply_rows = <apply_rows>results_of_rows[stored, ScaledRows]
     return loops
 
 
 cdef inline RowLoops choose_row_loops(const Call *call) noexcept nogil:
-    return row_loops_of(call, <double>0) if call.dtype == FLOAT64 else row_loops_of(call, <float>0)
+    """By the type of the values."""
+    if call.dtype == FLOAT64:
+        return row_loops_of(call, <const double *>NULL)
+    if call.storage == FLOAT16:
+        return row_loops_of(call, <const float16_t *>NULL)
+    if call.storage == BFLOAT16:
+        return row_loops_of(call, <const bfloat16_t *>NULL)
+    return row_loops_of(call, <const float *>NULL)

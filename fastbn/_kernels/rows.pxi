@@ -73,7 +73,7 @@ cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ss
     cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
     while length > 0:
         some = min(length, channels - start % channels)
-        move_run(v, value_at(table, v, start), v.channel, some, itemsize, tile, put)
+        copy_run(value_at(table, v, start), v.channel, some, itemsize, tile, put)
         tile += some*itemsize
         start += some
         length -= some

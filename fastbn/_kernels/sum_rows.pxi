@@ -27,8 +27,8 @@ ctypedef fused row_sums:
     FarRowProducts
 
 
-cdef inline lanes_t row_deviations(const real *x, lanes_t center, const row_sums *about) noexcept nogil:
-    if real is float:
+cdef inline lanes_t row_deviations(const stored *x, lanes_t center, const row_sums *about) noexcept nogil:
+    if stored is not double:
         if row_sums is RowDeviations or row_sums is RowProducts:
             return read_lanes(x)
         else:
@@ -37,10 +37,10 @@ cdef inline lanes_t row_deviations(const real *x, lanes_t center, const row_sums
         return lanes_sub(read_lanes(x), center)
 
 
-cdef inline lanes_t add_row_products(lanes_t total, lanes_t a, lanes_t b, const real *typed,
+cdef inline lanes_t add_row_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
                                      const row_sums *about) noexcept nogil:
     """total + a*b; products of two float32 are exact."""
-    if real is float:
+    if stored is not double:
         if row_sums is RowDeviations or row_sums is RowProducts:
             return lanes_add_exact(a, b, total)
         else:
@@ -49,7 +49,7 @@ cdef inline lanes_t add_row_products(lanes_t total, lanes_t a, lanes_t b, const 
         return lanes_add(total, lanes_mul(a, b))
 
 
-cdef void sums_of_rows(const real **dy, const real **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
+cdef void sums_of_rows(const stored **dy, const stored **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                        const row_sums *about, double *s_of, double *t_of) noexcept nogil:
     """Add some rows to the sums of their `width` columns, and ask for what stands `ahead` values behind each.
 
@@ -57,7 +57,7 @@ cdef void sums_of_rows(const real **dy, const real **x, Py_ssize_t rows, Py_ssiz
     """
     cdef Py_ssize_t column = 0, some, at, i
     cdef lanes_t s, t, center, d, g
-    cdef real line[LANES]
+    cdef stored line[LANES]
     while column + LANES <= width:
         s, t, center = lanes_load(s_of + column), lanes_load(t_of + column), lanes_load(about.center + column)
         for i in range(rows):

@@ -19,7 +19,6 @@ cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
     CHUNK = 512         # values of a tile
-    HALVES = 128        # values of a half type that are converted at once
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
@@ -34,8 +33,7 @@ cdef struct View:
     Py_ssize_t shape[MAX_AXES]
     Py_ssize_t step[MAX_AXES]
     int axes
-    Storage storage     # AS_IS: the loops read these values; others are converted in tiles
-    bint aligned        # values may be read in place: AS_IS, and at multiples of the item size
+    bint aligned        # to the size of a value, which may then be read in place
 
 
 cdef struct Sums:

@@ -60,40 +60,6 @@ cdef void copy_run(char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t item
             copy_value(tile + k*itemsize, where + k*step, itemsize)
 
 
-cdef void widen_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storage, float *tile,
-                    bint put) noexcept nogil:
-    """The same with half types in the array and float32 in the tile."""
-    cdef uint16_t halves[HALVES]
-    cdef Py_ssize_t some
-    while run > 0:
-        some = min(run, HALVES)
-        if not put:
-            copy_run(where, step, some, sizeof(uint16_t), <char *>halves, False)
-        if storage == FLOAT16:
-            if put:
-                narrow_float16s(tile, <float16_t *>halves, some)
-            else:
-                widen_float16s(<float16_t *>halves, tile, some)
-        elif put:
-            narrow_bfloat16s(tile, <bfloat16_t *>halves, some)
-        else:
-            widen_bfloat16s(<bfloat16_t *>halves, tile, some)
-        if put:
-            copy_run(where, step, some, sizeof(uint16_t), <char *>halves, True)
-        where += some*step
-        tile += some
-        run -= some
-
-
-cdef inline void move_run(const View *v, char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t itemsize, char *tile,
-                          bint put) noexcept nogil:
-    """Copy a run of the values of an array into a tile, or (put) back."""
-    if v.storage == AS_IS:
-        copy_run(where, step, run, itemsize, tile, put)
-    else:
-        widen_run(where, step, run, v.storage, <float *>tile, put)
-
-
 cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                char *tile, bint put) noexcept nogil:
     """Copy values from the array into a tile, or (put) from the tile into the array."""
@@ -101,7 +67,7 @@ cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t leng
     cdef Py_ssize_t row = position//run, start = position % run, some
     while length > 0:
         some = min(length, run - start)
-        move_run(v, row_start(v, c, row) + start*step, step, some, itemsize, tile, put)
+        copy_run(row_start(v, c, row) + start*step, step, some, itemsize, tile, put)
         tile += some*itemsize
         length -= some
         row += 1
