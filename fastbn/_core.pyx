@@ -8,7 +8,7 @@ cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport isfinite
+from libc.math cimport NAN, isfinite
 from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
@@ -172,6 +172,23 @@ cdef bint accept_flag(object given, str name) except -1:
     return given if type(given) is bool else _explain.as_flag(name, given)
 
 
+cdef Activation accept_activation(object name, object slope) except *:
+    """The numbers of an activation; neutral ones for None."""
+    cdef Activation act
+    act.slope, act.lower, act.upper = 1, NAN, NAN
+    if not (type(slope) is float and 0 <= <double>slope < 1e300):
+        slope = _explain.as_slope(slope)
+    if name is None:
+        return act
+    _explain.check_activation(name)
+    if name == "leaky_relu":
+        act.slope = slope
+    else:
+        act.lower = 0
+        act.upper = 6 if name == "relu6" else NAN
+    return act
+
+
 cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
     """A vector without negative numbers."""
     cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
@@ -328,10 +345,10 @@ cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
     return call
 
 
-cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy,
-             cnp.ndarray out) except -1:
+cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
+             cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
-    cdef View x_view, dy_view, out_view
+    cdef View x_view, dy_view, out_view, y_view, dresidual_view
     cdef Order order = memory_order(order_of, channels)
     cdef Py_ssize_t scratch
     if call.values == 0:
@@ -345,6 +362,12 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if out is not None:
         view(out, channels, &out_view)
         call.out = &out_view
+    if y is not None:
+        view(y, channels, &y_view)
+        call.y = &y_view
+    if dresidual is not None:
+        view(dresidual, channels, &dresidual_view)
+        call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and cnp.PyArray_NBYTES(out) >= STREAM_FROM
     scratch = scratch_bytes(call, order)
@@ -378,61 +401,67 @@ def batch_stats(x, axis):
     cdef Call call = describe(a, channels, 0)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
-    call.mean, call.var = doubles(mean), doubles(var)
+    call.mean = call.origin = doubles(mean)
+    call.var = doubles(var)
     run(&call, channels, a, a, None, None)
     return call.values, read_only(mean), read_only(var)
 
 
-def batch_norm(x, gamma, beta, eps, axis, activation, residual, out):
+def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out):
     """(y, (count, mean, var)): statistics and result in one go."""
-    if activation is not None or residual is not None:
-        _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_array(x, "x"), y
+    cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
+    if residual is not None:
+        r = accept_like(residual, "residual", a)
     if call.values == 0:
         _explain.no_values(a)
-    y = accept_out(out, a, ("x", "gamma", "beta"), (a, g, b), 1)
+    y = accept_out(out, a, ("x", "residual", "gamma", "beta"), (a, r, g, b), 2)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
-    call.mean, call.var, call.gamma, call.beta = doubles(mean), doubles(var), doubles(g64), doubles(b64)
-    run(&call, channels, a, a, None, y)
+    call.mean = call.origin = doubles(mean)
+    call.var, call.gamma, call.beta = doubles(var), doubles(g64), doubles(b64)
+    run(&call, channels, a, a, r, y)
     return y, (call.values, read_only(mean), read_only(var))
 
 
-def normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out):
+def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, residual, out):
     """y from given statistics."""
-    if activation is not None or residual is not None:
-        _explain.not_yet(activation=activation, residual=residual)
-    cdef cnp.ndarray a = accept_array(x, "x"), y
+    cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_variance(var, "var", call.channels), v64 = in_float64(v)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
-    y = accept_out(out, a, ("x", "mean", "var", "gamma", "beta"), (a, m, v, g, b), 1)
-    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
-    run(&call, channels, a, a, None, y)
+    call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
+    if residual is not None:
+        r = accept_like(residual, "residual", a)
+    y = accept_out(out, a, ("x", "residual", "mean", "var", "gamma", "beta"), (a, r, m, v, g, b), 2)
+    call.mean = call.origin = doubles(m64)
+    call.var, call.gamma, call.beta = doubles(v64), doubles(g64), doubles(b64)
+    run(&call, channels, a, a, r, y)
     return y
 
 
-def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y, training, need_dx, need_params, out,
-             whole):
-    """(dx or None, sum_dy, sum_dy_xmu, dgamma, dbeta): a whole backward, or one of its two halves.
+def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx,
+             need_params, out, whole):
+    """(dx or None, sum_dy, sum_dy_xmu, dgamma, dbeta, dresidual or None): a whole backward, or one of its two halves.
 
     `sums` None: they are taken from dy and x where something needs them. `whole`: x is all that the statistics came
     from, so the counts must agree.
     """
-    if activation is not None or y is not None:
-        _explain.not_yet(activation=activation, y=y)
-    if residual is not False:
-        _explain.check_residual(residual)
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
-    need_params = accept_flag(need_params, "need_params")
-    cdef cnp.ndarray a = accept_array(x, "x"), d, dx = None
+    need_params, residual = accept_flag(need_params, "need_params"), accept_flag(residual, "residual")
+    cdef Activation act = accept_activation(activation, negative_slope)
+    cdef bint from_y = x is None and y is not None
+    if from_y:
+        _explain.check_can_undo(activation, act.slope, gamma, residual)
+        x = y
+    cdef cnp.ndarray a = accept_array(x, "y" if from_y else "x"), d, of_mask = None, dx = None, dresidual = None
     cdef int channels = accept_axis(axis, a)
     d = accept_like(dy, "dy", a)
     cdef Call call = describe(a, channels, accept_eps(eps))
@@ -440,8 +469,12 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
     cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_variance(var, "stats.var", call.channels), v64 = in_float64(v)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
-    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels)
-    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None, zeros
+    if y is not None and not from_y:
+        of_mask = accept_like(y, "y", a)
+    elif residual and activation is not None:
+        _explain.needs_y(activation)
     if training:
         if (whole and count != call.values) or (need_dx and count < 1 <= call.values):
             _explain.wrong_count(count, call.values)
@@ -453,21 +486,49 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, residual, y
         call.measure = need_params or (need_dx and training)
         s = s64 = new_vector(call.channels)
         t = t64 = new_vector(call.channels)
+    out, out_residual = _explain.as_outs(out) if residual and out is not None else (out, None)
     if need_dx:
-        dx = accept_out(out, a, ("x", "dy", "stats", "stats", "gamma", "beta", "sums", "sums"),
-                        (a, d, m, v, g, b, s, t), 2)
+        dx = accept_out(out, a, ("y" if from_y else "x", "dy", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
+                        (a, d, None if from_y else of_mask, m, v, g, b, s, t), 2)
     elif out is not None:
         _explain.useless_out()
-    call.backward, call.constant = True, not training
-    call.mean, call.var, call.gamma = doubles(m64), doubles(v64), doubles(g64)
+    if residual and (whole or sums is not None):
+        dresidual = accept_out(out_residual, a,
+                               ("dy", "dx", "x", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
+                               (d, dx, a, of_mask, m, v, g, b, s, t), 1)
+    call.backward, call.constant, call.act, call.from_y = True, not training, act, from_y
+    call.gated = activation is not None and not residual and not from_y
+    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
+    call.origin = call.mean
+    if from_y:
+        zeros = new_vector(call.channels)
+        call.origin = doubles(zeros if b is None else b64)
+    if from_y and activation is not None:
+        of_mask = a
+    elif not residual:
+        of_mask = None
+    elif activation is None:
+        of_mask = d
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
-        run(&call, channels, a, a if call.measure or training else None, d, dx)
+        run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
+            dresidual)
+    elif dresidual is not None:
+        fill_dresidual(call, channels, a, d, of_mask, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
-    return dx, s, t, dgamma, dbeta
+    return dx, s, t, dgamma, dbeta, dresidual
+
+
+cdef int fill_dresidual(Call call, int channels, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
+                        cnp.ndarray dresidual) except -1:
+    """Nothing else is wanted: it comes with sums that nobody needs."""
+    cdef cnp.ndarray s = new_vector(call.channels), t = new_vector(call.channels)
+    call.measure = True
+    call.sum_dy, call.sum_dy_xmu = doubles(s), doubles(t)
+    return run(&call, channels, x, x, dy, None, y, dresidual)
 
 
 def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
@@ -592,9 +653,9 @@ def same_memory(out, cnp.ndarray x):
             and same_values(<cnp.ndarray>out, x))
 
 
-def copies(a, b, c):
+def copies(a, b, c, d):
     """A copy of each vector, None of None."""
-    return copy_of(a), copy_of(b), copy_of(c)
+    return copy_of(a), copy_of(b), copy_of(c), copy_of(d)
 
 
 cdef object copy_of(object vector):

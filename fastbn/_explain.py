@@ -16,6 +16,7 @@ import numpy as np
 from fastbn.statistics import BatchStats, GradientSums
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+ACTIVATIONS = ("relu", "relu6", "leaky_relu")
 ARRAY_TYPES = "float16, bfloat16, float32 or float64"
 
 
@@ -130,9 +131,7 @@ def no_values(x: np.ndarray) -> NoReturn:
 
 def not_yet(**options: Any) -> NoReturn:
     """Say which argument belongs to a part that is not built yet."""
-    name, value = next((n, v) for n, v in options.items() if v is not None)
-    shown = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
-    raise NotImplementedError(f"{name}: not implemented yet, got {shown}")
+    raise NotImplementedError(str(options))
 
 
 def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
@@ -162,12 +161,48 @@ def wrong_count(count: int, values: int) -> NoReturn:
     raise ValueError(f"stats: expected the statistics of x, count {values}, got count {count}")
 
 
-def check_residual(residual: Any) -> None:
-    """That backward is told of a residual by a bool, and of none."""
-    if residual is not False and not isinstance(residual, np.bool_):
-        not_yet(residual=residual)
+def check_activation(name: Any) -> None:
+    """That there is such an activation."""
+    if not isinstance(name, str):
+        raise TypeError(f"activation: expected one of {ACTIVATIONS} or None, got {type(name).__name__}")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {ACTIVATIONS} or None, got {name!r}")
+
+
+def as_slope(given: Any) -> float:
+    """The slope of a leaky activation."""
+    slope = as_number("negative_slope", given)
+    if slope < 0:
+        raise ValueError(f"negative_slope: expected a number >= 0, got {slope}")
+    return slope
+
+
+def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, name: str = "x") -> None:
+    """That the input can be had from the output: what backward from y alone, after an in-place forward, needs."""
+    why = None
     if residual:
-        not_yet(residual=True)
+        why = "a residual was added"
+    elif activation not in (None, "leaky_relu"):
+        why = f"{activation} keeps nothing of values below 0"
+    elif activation is not None and slope == 0:
+        why = "leaky_relu with negative_slope 0 keeps nothing of values below 0"
+    elif gamma is not None and not np.all(np.asarray(gamma) != 0):
+        why = "gamma is 0 in a channel"
+    if why is not None:
+        wanted = "the input of the forward" if name == "x" else "memory apart from x"
+        raise ValueError(f"{name}: expected {wanted}, since x cannot be had from y alone: {why}")
+
+
+def needs_y(activation: str) -> NoReturn:
+    """Say that the mask behind a residual is read from y."""
+    raise ValueError(f"y: expected the forward's result, needed with residual=True and activation={activation!r}")
+
+
+def as_outs(out: Any) -> tuple[Any, Any]:
+    """(dx, dresidual) from the argument out of a backward with a residual."""
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        raise TypeError(f"out: expected a pair (dx, dresidual), got {type(out).__name__}")
+    return out[0], out[1]
 
 
 def as_flag(name: str, given: Any) -> bool:

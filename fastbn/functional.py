@@ -38,6 +38,7 @@ def batch_norm(
 
     ``y = (x - mean)/sqrt(var + eps)*gamma + beta``, with mean and biased variance over all values of a channel:
     Algorithm 1 of Ioffe and Szegedy 2015, and what ``torch.nn.functional.batch_norm(..., training=True)`` gives.
+    Then a residual may be added, then an activation applied, all in one pass.
 
     Parameters
     ----------
@@ -50,10 +51,16 @@ def batch_norm(
         Added to the variance, >= 0. With 0, a constant channel still gives beta.
     axis : int
         Where the channels are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
-    activation, negative_slope, residual
-        Not implemented yet.
+    activation : {None, "relu", "relu6", "leaky_relu"}
+        Of ``z = (x - mean)/sqrt(var + eps)*gamma + beta + residual``: ``max(z, 0)``, ``min(max(z, 0), 6)``, or z where it
+        is not below 0 and ``negative_slope*z`` elsewhere. NaN stays NaN.
+    negative_slope : float
+        Of "leaky_relu", >= 0.
+    residual : array_like, optional
+        Added before the activation: the shape and dtype of x, any strides.
     out : ndarray, optional
-        Written instead of a new array: the shape and dtype of x; x itself, or memory apart from all arguments.
+        Written instead of a new array: the shape and dtype of x; x or residual itself, or memory apart from all
+        arguments. `batch_norm_backward` can do without an x that was overwritten (see its y).
 
     Returns
     -------
@@ -78,7 +85,7 @@ def batch_norm(
     >>> y.ravel(), stats.mean, stats.var
     (array([-1.,  1.]), array([2.]), array([1.]))
     """
-    y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, residual, out)
+    y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out)
     return y, BatchStats._of(stats)
 
 
@@ -98,8 +105,8 @@ def normalize(
 ) -> np.ndarray:
     """Normalise each channel with given statistics: inference, or the second half of a training forward.
 
-    ``y = (x - mean)/sqrt(var + eps)*gamma + beta``. With the statistics of `batch_stats` the bits are those of
-    `batch_norm`.
+    ``y = (x - mean)/sqrt(var + eps)*gamma + beta``, a residual added and an activation applied as in `batch_norm`.
+    With the statistics of `batch_stats` the bits are those of `batch_norm`.
 
     Parameters
     ----------
@@ -126,7 +133,7 @@ def normalize(
     array([[-4.],
            [ 6.]])
     """
-    return _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, residual, out)
+    return _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, residual, out)
 
 
 def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
@@ -160,7 +167,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
 
 def batch_norm_backward(
     dy: ArrayLike,
-    x: ArrayLike,
+    x: ArrayLike | None,
     stats: BatchStats | tuple[ArrayLike, ArrayLike],
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
@@ -170,11 +177,11 @@ def batch_norm_backward(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: bool = False,
-    y: np.ndarray | None = None,
+    y: ArrayLike | None = None,
     training: bool = True,
     need_dx: bool = True,
     need_params: bool = True,
-    out: np.ndarray | None = None,
+    out: np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None = None,
 ) -> Gradients:
     """Gradients of `batch_norm` (training) or of `normalize` (``training=False``).
 
@@ -185,37 +192,48 @@ def batch_norm_backward(
         dx = gamma*invstd*(dy - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n)      training
         dx = gamma*invstd*dy                                                training=False
 
+    Behind an activation, dy in all of these is ``dy*act'(z)``, which is dresidual too. As in PyTorch, the derivative of
+    relu is 0 at 0, of relu6 0 at 0 and 6, of leaky_relu its slope at 0, each of z as it was stored.
+
     Parameters
     ----------
     dy : array_like
         Gradient of y: the shape and dtype of x, any strides.
     x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
-        What the forward was given. Its memory order decides the order of the sums.
+        What the forward was given. Its memory order decides the order of the sums. None after a forward that wrote y
+        over it: everything is then computed from y, to rounding; possible without activation or with leaky_relu with a
+        slope > 0, without a residual, and where no gamma is 0.
     stats : BatchStats
         What the forward returned; without training also a pair (mean, var).
     gamma, beta : array_like, shape (C,), optional
         As in the forward.
-    eps, axis
+    eps, axis, activation, negative_slope
         As in the forward.
-    activation, negative_slope, residual, y
-        Not implemented yet.
+    residual : bool
+        Whether the forward was given one.
+    y : array_like, optional
+        What the forward returned: needed with a residual and an activation, where it tells what was cut off (else that
+        is computed from x again), and where x is None.
     training : bool
         Whether mean and var depended on x.
     need_dx, need_params : bool
         What is not needed is not computed, and None in the result.
     out : ndarray, optional
-        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments.
+        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments. With a residual a pair for
+        dx and dresidual, either of which may be None; dresidual may take the place of dy.
 
     Returns
     -------
     gradients : Gradients
         ``(dx, dgamma, dbeta, dresidual)``. dx has the dtype of x; dgamma and dbeta, shape (C,), have the dtypes of
-        gamma and beta where these are given, else float32 (float64 for float64 x); dresidual is None.
+        gamma and beta where these are given, else float32 (float64 for float64 x); dresidual, an array of its own like
+        dx, is None without a residual.
 
     Raises
     ------
     TypeError, ValueError
-        As in `batch_norm`; ValueError where stats.count is not the number of values per channel of x (training).
+        As in `batch_norm`; ValueError where stats.count is not the number of values per channel of x (training), and
+        where x is None and cannot be had from y.
 
     Examples
     --------
@@ -226,15 +244,15 @@ def batch_norm_backward(
     >>> gradients.dbeta, gradients.dgamma
     (array([2.]), array([0.]))
     """
-    dx, _, _, dgamma, dbeta = _core.backward(
-        dy, x, stats, None, gamma, beta, eps, axis, activation, residual, y, training, need_dx, need_params, out, True
+    dx, _, _, dgamma, dbeta, dresidual = _core.backward(
+        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx, need_params, out, True
     )
-    return Gradients(dx, dgamma, dbeta, None)
+    return Gradients(dx, dgamma, dbeta, dresidual)
 
 
 def backward_sums(
     dy: ArrayLike,
-    x: ArrayLike,
+    x: ArrayLike | None,
     stats: BatchStats | tuple[ArrayLike, ArrayLike],
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
@@ -244,7 +262,7 @@ def backward_sums(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: bool = False,
-    y: np.ndarray | None = None,
+    y: ArrayLike | None = None,
     training: bool = True,
 ) -> GradientSums:
     """The sums over a part of a batch that its backward needs: the first half of `batch_norm_backward`.
@@ -270,15 +288,15 @@ def backward_sums(
     >>> fastbn.backward_sums(np.ones((2, 1)), x, fastbn.batch_stats(x))
     GradientSums(sum_dy=array([2.]), sum_dy_xmu=array([0.]))
     """
-    _, sum_dy, sum_dy_xmu, _, _ = _core.backward(
-        dy, x, stats, None, gamma, beta, eps, axis, activation, residual, y, training, False, True, None, False
+    _, sum_dy, sum_dy_xmu, _, _, _ = _core.backward(
+        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, False, True, None, False
     )
     return GradientSums(sum_dy, sum_dy_xmu)
 
 
 def backward_apply(
     dy: ArrayLike,
-    x: ArrayLike,
+    x: ArrayLike | None,
     stats: BatchStats | tuple[ArrayLike, ArrayLike],
     sums: GradientSums,
     gamma: ArrayLike | None = None,
@@ -289,11 +307,11 @@ def backward_apply(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: bool = False,
-    y: np.ndarray | None = None,
+    y: ArrayLike | None = None,
     training: bool = True,
     need_dx: bool = True,
     need_params: bool = True,
-    out: np.ndarray | None = None,
+    out: np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None = None,
 ) -> Gradients:
     """Gradients of a part of a batch from the sums over all of it: the second half of `batch_norm_backward`.
 
@@ -323,11 +341,11 @@ def backward_apply(
     >>> np.allclose(part.dx, fastbn.batch_norm_backward(dy, x, fastbn.batch_stats(x)).dx[4:])
     True
     """
-    dx, _, _, dgamma, dbeta = _core.backward(
-        dy, x, stats, _explain.as_sums(sums), gamma, beta, eps, axis, activation, residual, y, training,
+    dx, _, _, dgamma, dbeta, dresidual = _core.backward(
+        dy, x, stats, _explain.as_sums(sums), gamma, beta, eps, axis, activation, negative_slope, residual, y, training,
         need_dx, need_params, out, False,
     )  # fmt: skip
-    return Gradients(dx, dgamma, dbeta, None)
+    return Gradients(dx, dgamma, dbeta, dresidual)
 
 
 def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled") -> BatchStats:

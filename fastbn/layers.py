@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -26,8 +26,16 @@ STATE = {
 }
 
 
-# What a forward keeps for backward: x (None: it was overwritten), statistics, gamma, whether these came from x.
-_Saved = tuple[Any, BatchStats | tuple[np.ndarray, np.ndarray], np.ndarray | None, bool]
+class _Saved(NamedTuple):
+    """What a forward keeps for backward."""
+
+    x: Any  # None: it was overwritten
+    y: Any  # where backward reads it
+    stats: BatchStats | tuple[np.ndarray, np.ndarray]
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    from_batch: bool  # whether the statistics came from x
+    residual: bool
 
 
 def _array(attribute: str, what: str) -> Any:
@@ -74,8 +82,10 @@ class BatchNorm:
         Where the channels of x are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     dtype : float32 or float64
         Of parameters and running statistics; x may be of any type.
-    activation, negative_slope
-        Not implemented yet.
+    activation : {None, "relu", "relu6", "leaky_relu"}
+        Applied to y, as in `batch_norm`, in the same pass.
+    negative_slope : float
+        Of "leaky_relu", >= 0.
     use_global_stats : bool or None
         True: always running statistics, which then never move, while gamma and beta still learn (a frozen backbone).
         False: always batch statistics. None: batch statistics in training, running ones in evaluation.
@@ -119,7 +129,7 @@ class BatchNorm:
         use_global_stats: bool | None = None,
     ) -> None:
         if activation is not None:
-            _explain.not_yet(activation=activation)
+            _explain.check_activation(activation)
         self.num_features = _checked_features(num_features)
         self.eps = _checked_eps(eps)
         self.momentum = _checked_momentum(momentum)
@@ -128,7 +138,7 @@ class BatchNorm:
         self.axis = _explain.as_axis(axis)
         self.dtype = _checked_dtype(dtype)
         self.activation = activation
-        self.negative_slope = negative_slope
+        self.negative_slope = _explain.as_slope(negative_slope)
         self.use_global_stats = _checked_use(use_global_stats, self.track_running_stats)
         self.training = True
 
@@ -158,10 +168,11 @@ class BatchNorm:
         Parameters
         ----------
         x : array_like, shape (N, C, ...), float32, float64, float16 or bfloat16 (of ml_dtypes)
-        residual
-            Not implemented yet.
+        residual : array_like, optional
+            Added before the activation: the shape and dtype of x. `backward` then returns its gradient, too.
         out : ndarray, optional
-            As in `batch_norm`; x itself only where running statistics are used, and then there is no backward.
+            As in `batch_norm`. With x itself, `backward` works from y alone, and the memory of one activation is saved:
+            without an activation or with leaky_relu with a slope > 0, without a residual, and where no gamma is 0.
 
         Returns
         -------
@@ -170,8 +181,9 @@ class BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            As in `batch_norm`; ValueError also for another number of channels or rank, and in training for one value
-            per channel, whose running variance is undefined. The layer has not changed then.
+            As in `batch_norm`; ValueError also for another number of channels or rank, in training for one value per
+            channel, whose running variance is undefined, and with batch statistics for an x that backward would need
+            overwritten. Neither layer nor x has changed then.
 
         Warns
         -----
@@ -182,24 +194,30 @@ class BatchNorm:
         if not _core.fits(x, self.axis, self.num_features, self.ranks, from_batch and self.training):
             x = self._checked_input(x, from_batch)
         in_place = out is not None and _core.same_memory(out, x)
-        gamma, beta = self._gamma, self._beta
+        if in_place and from_batch:
+            _explain.check_can_undo(self.activation, self.negative_slope, self._gamma, residual is not None, "out")
+        gamma, beta, options = self._gamma, self._beta, (self.eps, self.axis, self.activation, self.negative_slope)
+        stats: Any
         if from_batch:
-            if in_place:
-                raise NotImplementedError("out: x itself is not implemented yet for a layer that needs x for backward")
-            y, stats = _core.batch_norm(x, gamma, beta, self.eps, self.axis, None, residual, out)
+            y, stats = _core.batch_norm(x, gamma, beta, *options, residual, out)
             count, mean, var = stats
             if self.training and self._running_mean is not None:
                 self._move_running_stats(mean, var, count / (count - 1), self.momentum, None)
-            gamma, _, _ = _core.copies(gamma, None, None)
-            self._saved = (None if in_place else x, BatchStats._of(stats), gamma, True)
+            gamma, beta, _, _ = _core.copies(gamma, beta, None, None)
+            stats = BatchStats._of(stats)
         else:
             mean, var = self._running_mean, self._running_var  # type: ignore[assignment]
-            y = _core.normalize(x, mean, var, gamma, beta, self.eps, self.axis, None, residual, out)
-            gamma, mean, var = _core.copies(gamma, mean, var)  # type: ignore[assignment]
-            self._saved = (None if in_place else x, (mean, var), gamma, False)
+            y = _core.normalize(x, mean, var, gamma, beta, *options, residual, out)
+            gamma, beta, *stats = _core.copies(gamma, beta, mean, var)
+        reads_y = in_place or (residual is not None and self.activation is not None)
+        self._saved = _Saved(
+            None if in_place else x, y if reads_y else None, stats, gamma, beta, from_batch, residual is not None
+        )
         return y
 
-    def backward(self, dy: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
+    def backward(
+        self, dy: ArrayLike, out: np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Gradient of the last forward's x; writes `dgamma` and `dbeta`.
 
         Parameters
@@ -207,40 +225,43 @@ class BatchNorm:
         dy : array_like
             Gradient of y: the shape and dtype of the last x.
         out : ndarray, optional
-            Takes dx, as in `batch_norm_backward`; may be dy.
+            Takes dx, as in `batch_norm_backward`; may be dy. After a forward with a residual a pair.
 
         Returns
         -------
         dx : ndarray, shape and dtype of x
+            After a forward with a residual a pair, dx and the gradient of the residual.
 
         Raises
         ------
         RuntimeError
-            There was no forward, or it wrote over x.
+            There was no forward, or it wrote over an x that cannot be had from y.
         TypeError, ValueError
             As in `batch_norm_backward`.
         """
-        if self._saved is None:
+        saved = self._saved
+        if saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
         dgamma, dbeta = self._dgamma, self._dbeta
         _core.check_writeable("dgamma", dgamma)
         _core.check_writeable("dbeta", dbeta)
-        x, stats, gamma, training = self._saved
-        if x is None:
-            raise RuntimeError("backward: the last forward wrote its result over x (out=x)")
-        dx, _, _, new_dgamma, new_dbeta = _core.backward(
+        x, y, stats, gamma, beta, from_batch, residual = saved
+        if x is None and not from_batch:
+            self._check_can_undo(saved)
+        dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy,
             x,
             stats,
             None,
             gamma,
-            gamma,
+            beta,
             self.eps,
             self.axis,
-            None,
-            False,
-            None,
-            training,
+            self.activation,
+            self.negative_slope,
+            residual,
+            y,
+            from_batch,
             True,
             self.affine,
             out,
@@ -249,7 +270,14 @@ class BatchNorm:
         if dgamma is not None:
             _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
-        return dx  # type: ignore[return-value]
+        return (dx, dresidual) if residual else dx  # type: ignore[return-value]
+
+    def _check_can_undo(self, saved: _Saved) -> None:
+        """With running statistics x may be overwritten whatever the options are; then only some have a backward."""
+        try:
+            _explain.check_can_undo(self.activation, self.negative_slope, saved.gamma, saved.residual)
+        except ValueError as error:
+            raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 
     def _uses_batch_stats(self) -> bool:
         if self.use_global_stats is not None:
@@ -386,6 +414,8 @@ class BatchNorm:
             "track_running_stats": True,
             "axis": 1,
             "dtype": np.dtype(np.float32),
+            "activation": None,
+            "negative_slope": 0.01,
             "use_global_stats": None,
         }
         parts = [str(self.num_features), f"eps={self.eps}", f"momentum={self.momentum}"]

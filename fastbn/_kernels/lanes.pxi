@@ -74,3 +74,26 @@ cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
         stream_line(to, line)
     else:
         stream_half_line(to, line)
+
+
+cdef inline double value_of(const stored *x) noexcept nogil:
+    cdef float wide
+    if stored is float or stored is double:
+        return x[0]
+    else:
+        widen(x, &wide, 1)
+        return wide
+
+
+cdef inline void put_value(stored *out, double value) noexcept nogil:
+    cdef float wide = <float>value
+    if stored is float or stored is double:
+        out[0] = <stored>value
+    else:
+        narrow(&wide, out, 1)
+
+
+cdef inline void put_line(stored *out, const stored *line) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        out[k] = line[k]

@@ -35,6 +35,8 @@ cdef struct Plan:
     Py_ssize_t in_one_go        # of them are summed, before as many get their results
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     bint stream                 # write past the cache
+    const View *dy              # what loops read as dy: dresidual, where there is one
+    bint gate_late              # dresidual is filled with the results, since no sums are taken
 
 
 cdef struct Due:
@@ -48,8 +50,9 @@ cdef struct Due:
 cdef struct Channel:
     const Plan *plan
     Py_ssize_t c
-    double center               # the sums are taken about it
-    bint far                    # it is not 0 although the values are float32
+    Center about                # what the sums are taken about
+    bint far                    # that is not 0 although the values are float32
+    bint second                 # attempt: dresidual is filled
     const Due *due              # get their results while the sums of a group are taken; NULL: none do
     Lanes lanes
     Sums total, block
@@ -65,6 +68,11 @@ cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
     return 0 if v == NULL else v.step[0]
 
 
+cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
+    """Whether y tells of act'(z), and dy*act'(z) has no place but a tile."""
+    return call.y != NULL and call.dresidual == NULL
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
@@ -73,14 +81,16 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.plane = call.plane
     plan.rows = call.values//call.plane
     plan.blocks = block_count(call.channels, call.values, PLANES)
-    plan.run = common_run(call, plan.loops.itemsize)
+    plan.dy = call.dy if call.dresidual == NULL else call.dresidual
+    plan.gate_late = call.dresidual != NULL and not call.measure
+    plan.run = 0 if must_gate_tiles(call) else common_run(call, plan.dy, plan.loops.itemsize)
     plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
     channel_bytes = call.values*plan.loops.itemsize
     plan.stream = call.stream and plan.run == call.plane
-    plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(call.dy), sample_step(call.out)
+    plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
-        channel_step(call.x), channel_step(call.dy), channel_step(call.out))
+        channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
     plan.in_one_go = max(1, IN_ONE_GO//call.plane)
     plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
     return plan
@@ -110,11 +120,63 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     plan.plane = plane
 
 
+cdef void gate(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length) noexcept nogil:
+    """dresidual = dy*act', for values of a channel."""
+    cdef double dy_tile[CHUNK]
+    cdef double y_tile[CHUNK]
+    cdef double g_tile[CHUNK]
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t itemsize = plan.loops.itemsize, some
+    cdef char *g
+    while length > 0:
+        some = min(CHUNK, length)
+        g = open_tile(call.dresidual, c, position, some, itemsize, g_tile)
+        plan.loops.gate_span(read_tile(call.dy, c, position, some, itemsize, dy_tile),
+                             read_tile(call.y, c, position, some, itemsize, y_tile), g, some, &call.act)
+        close_tile(call.dresidual, c, position, some, itemsize, g, g_tile)
+        position += some
+        length -= some
+
+
+cdef void gate_rows(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(row, row + count):
+        gate(plan, c, i*plan.plane, plan.plane)
+
+
+cdef struct Tiles:
+    # Values of a channel that must be gathered, or gated on the way.
+    double x[CHUNK]
+    double dy[CHUNK]
+    double y[CHUNK]
+
+
+cdef void read_values(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Tiles *tiles,
+                      const char **x, const char **dy) noexcept nogil:
+    """Where values of x and of what loops read as dy are."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t itemsize = plan.loops.itemsize
+    cdef const char *y
+    x[0] = read_tile(call.x, c, position, length, itemsize, tiles.x)
+    dy[0] = read_tile(plan.dy, c, position, length, itemsize, tiles.dy)
+    if must_gate_tiles(call):
+        y = read_tile(call.y, c, position, length, itemsize, tiles.y)
+        plan.loops.gate_span(dy[0], y, tiles.dy, length, &call.act)
+        dy[0] = <const char *>tiles.dy
+        if call.from_y:
+            plan.loops.undo_span(y, tiles.x, length, &call.act)
+            x[0] = <const char *>tiles.x
+
+
+cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t k, Py_ssize_t length) noexcept nogil:
+    """Whether results and sums may be taken in one loop."""
+    return due.carry != NULL and length >= LANES and not (channel.far or due.coefficients[k].wide)
+
+
 cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t start,
                     Py_ssize_t length) noexcept nogil:
     """Add a piece of a row to the lanes of channel k of a group; the same piece of one that is due gets its result."""
-    cdef double x_tile[CHUNK]
-    cdef double dy_tile[CHUNK]
+    cdef Tiles tiles
     cdef Channel *channel = &channels[k]
     cdef const Plan *plan = channel.plan
     cdef const Call *call = plan.call
@@ -126,26 +188,27 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
     cdef const char *dy
     cdef const char *x_soon
     cdef const char *dy_soon
-    if some_due and (plan.run != plan.plane or channel.far):
+    if call.dresidual != NULL and not channel.second:
+        gate(plan, channel.c, position, length)
+    if some_due and not can_sweep(channel, due, k, length):
         apply_to_values(due, k, position, position + length)
         some_due = False
     if plan.run != plan.plane:
-        x = read_tile(call.x, channel.c, position, length, itemsize, x_tile)
-        dy = read_tile(call.dy, channel.c, position, length, itemsize, dy_tile)
+        read_values(plan, channel.c, position, length, &tiles, &x, &dy)
         sum_spans_of(channel, dy, x, dy, x, 1, length)
         return
     soon, skip_soon = row, skip + length*itemsize
     if start + length == plan.plane:
         soon, skip_soon = min(row + 1, plan.rows - 1), 0
     x = row_start(call.x, channel.c, row) + skip
-    dy = row_start(call.dy, channel.c, row) + skip
+    dy = row_start(plan.dy, channel.c, row) + skip
     x_soon = row_start(call.x, channel.c, soon) + skip_soon
-    dy_soon = row_start(call.dy, channel.c, soon) + skip_soon
+    dy_soon = row_start(plan.dy, channel.c, soon) + skip_soon
     if some_due:
         c = due.c + k
         plan.loops.sweep_span(
-            row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
-            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.center, &channel.lanes)
+            row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
+            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes)
     else:
         sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 
@@ -154,10 +217,10 @@ cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, c
                               const void *x_ahead, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
     cdef const Plan *plan = channel.plan
     if channel.far:
-        plan.loops.sum_spans_again(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.center,
+        plan.loops.sum_spans_again(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about,
                                    &channel.lanes)
     else:
-        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.center, &channel.lanes)
+        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about, &channel.lanes)
 
 
 # ---- short rows: some samples of a channel are summed in one go; results go through the channels of each sample
@@ -171,11 +234,14 @@ cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept 
     """The results of the next rows."""
     cdef const Plan *plan = due.plan
     cdef const Call *call = plan.call
-    cdef Py_ssize_t c, some, row = place.row
+    cdef Py_ssize_t c, k, some, row = place.row
     while rows > 0:
         some = min(rows, due.count - place.k)
         c = due.c + place.k
-        plan.loops.apply_spans(row_start(call.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
+        if plan.gate_late:
+            for k in range(some):
+                gate_rows(plan, c + k, row, 1)
+        plan.loops.apply_spans(row_start(plan.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
                                &plan.neighbour, some, plan.plane, due.coefficients + place.k, due.carry)
         rows -= some
         place.k += some
@@ -196,11 +262,13 @@ cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, 
     for k in range(count):
         if due != NULL:
             apply_to_rows(due, &place, rows)
+        if call.dresidual != NULL and not channels[k].second:
+            gate_rows(plan, channels.c + k, row, rows)
         soon, soon_row = channels.c + k + 1, row
         if k + 1 == count:
             soon, soon_row = channels.c, min(row + rows, plan.rows - 1)
-        sum_spans_of(&channels[k], row_start(call.dy, channels.c + k, row), row_start(call.x, channels.c + k, row),
-                     row_start(call.dy, soon, soon_row), row_start(call.x, soon, soon_row), rows, plan.plane)
+        sum_spans_of(&channels[k], row_start(plan.dy, channels.c + k, row), row_start(call.x, channels.c + k, row),
+                     row_start(plan.dy, soon, soon_row), row_start(call.x, soon, soon_row), rows, plan.plane)
     if due != NULL:         # a last group of fewer channels than the one before
         apply_to_rows(due, &place, rows*(due.count - count))
 
@@ -284,38 +352,42 @@ cdef double first_pivot(const Channel *channel) noexcept nogil:
     cdef const Loops *loops = &channel.plan.loops
     cdef Py_ssize_t length = min(PIVOT, call.values)
     cdef const char *x = read_tile(call.x, channel.c, 0, length, loops.itemsize, tile)
-    cdef double value, pivot
+    cdef double value
+    cdef Center about
     cdef Lanes lanes
     clear_lanes(&lanes)
-    pivot = 0
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &pivot, &lanes)
-    value = lanes_sum(lanes_load(lanes.s))
+    about.center = 0
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &about, &lanes)
+    about.center = lanes_sum(lanes_load(lanes.s))
     clear_lanes(&lanes)
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &value, &lanes)
-    pivot = value + lanes_sum(lanes_load(lanes.s))/length
-    return pivot if isfinite(pivot) else 0.0
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &about, &lanes)
+    value = about.center + lanes_sum(lanes_load(lanes.s))/length
+    return value if isfinite(value) else 0.0
 
 
 cdef void choose_center(Channel *channel) noexcept nogil:
     """About what the first attempt sums: float32 about 0 where that is good enough."""
     cdef const Call *call = channel.plan.call
-    channel.far = False
-    channel.center = 0
+    channel.far = channel.second = False
+    channel.about.center = 0
     if call.backward:
         channel.far = call.dtype != FLOAT64 and far_from_zero(call, channel.c)
+        if call.gated:
+            channel.about.f = forward_coefficients(call, channel.c)
+            channel.far = channel.far or channel.about.f.z_wide
         if call.dtype == FLOAT64 or channel.far:
-            channel.center = call.mean[channel.c]
+            channel.about.center = call.origin[channel.c]
     elif call.dtype == FLOAT64:
-        channel.center = first_pivot(channel)
+        channel.about.center = first_pivot(channel)
 
 
 cdef bint must_sum_again(Channel *channel) noexcept nogil:
     """Take what the call asked for from the sums, or make ready for better ones."""
     channel.due = NULL
-    if not settle(channel.plan.call, channel.c, &channel.total, channel.center):
+    if not settle(channel.plan.call, channel.c, &channel.total, channel.about.center):
         return False
-    channel.center = channel.plan.call.mean[channel.c]
-    channel.far = True
+    channel.about.center = channel.plan.call.origin[channel.c]
+    channel.far = channel.second = True
     return True
 
 
@@ -332,6 +404,8 @@ cdef void measure_channels(Channel *channels, Py_ssize_t count) noexcept nogil:
 
 cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """y or dx of the values begin..end of a channel."""
+    if due.plan.gate_late:
+        gate(due.plan, due.c + k, begin, end - begin)
     if due.plan.run >= SHORTEST:
         apply_in_place(due, k, begin, end)
     else:
@@ -346,7 +420,7 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
     cdef Py_ssize_t skip = start*plan.loops.itemsize
     while left > 0:
         length = min(left, run - start)
-        plan.loops.apply_spans(row_start(call.dy, c, row) + skip, row_start(call.x, c, row) + skip,
+        plan.loops.apply_spans(row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip,
                                row_start(call.out, c, row) + skip, &plan.neighbour, 1, length,
                                due.coefficients + k, due.carry)
         left -= length
@@ -356,8 +430,7 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
 
 cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """The same where some array has no runs worth the name: through tiles."""
-    cdef double x_tile[CHUNK]
-    cdef double dy_tile[CHUNK]
+    cdef Tiles tiles
     cdef double out_tile[CHUNK]
     cdef const Call *call = due.plan.call
     cdef const Loops *loops = &due.plan.loops
@@ -367,8 +440,7 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
     cdef char *out
     while begin < end:
         length = min(CHUNK, end - begin)
-        x = read_tile(call.x, c, begin, length, itemsize, x_tile)
-        dy = read_tile(call.dy, c, begin, length, itemsize, dy_tile)
+        read_values(due.plan, c, begin, length, &tiles, &x, &dy)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
         loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, due.coefficients + k, NULL)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)

@@ -8,7 +8,19 @@ cdef struct Normalized:         # y = (x - center)*mul + add
     Coefficients f
 
 
+cdef struct Activated:          # y = act(z)
+    Coefficients f
+
+
+cdef struct Joined:             # y = act(z + residual); the residual comes as dy
+    Coefficients f
+
+
 cdef struct Gradient:           # dx = (dy*mul + add) + (x - center)*by_x: every term within four roundings
+    Coefficients f
+
+
+cdef struct GatedGradient:      # the same behind an activation
     Coefficients f
 
 
@@ -16,10 +28,26 @@ cdef struct Scaled:             # dx = dy*mul: the gradient where the statistics
     Coefficients f
 
 
+cdef struct GatedScaled:        # the same behind an activation
+    Coefficients f
+
+
 ctypedef fused formula:
     Normalized
+    Activated
+    Joined
     Gradient
+    GatedGradient
     Scaled
+    GatedScaled
+
+
+cdef inline bint reads_x(const formula *what) noexcept nogil:
+    return formula is not Scaled
+
+
+cdef inline bint reads_dy(const formula *what) noexcept nogil:
+    return formula is not Normalized and formula is not Activated
 
 
 cdef struct Carry:
@@ -32,16 +60,31 @@ cdef struct Carry:
     Coefficients what
 
 
-cdef inline void compute_reals(const real *dy, const real *x, real *line, const formula *what) noexcept nogil:
+cdef inline void compute_reals(const real *dy, const real *x, const real *z, real *line,
+                               const formula *what) noexcept nogil:
+    """LANES results; z is read behind an activation in backward."""
     cdef Py_ssize_t k
+    cdef real d, dy_mul
     cdef real center = <real>what.f.center, mul = <real>what.f.mul, add = <real>what.f.add, by_x = <real>what.f.by_x
+    cdef real mul_below = <real>what.f.mul_below, add_below = <real>what.f.add_below, slope = <real>what.f.act.slope
     for k in range(LANES):
         if formula is Normalized:
             line[k] = (x[k] - center)*mul + add
+        elif formula is Activated:
+            d = x[k] - center
+            line[k] = activated(d*mul + add, d*mul_below + add_below, &what.f.act)
+        elif formula is Joined:
+            d = x[k] - center
+            line[k] = activated(d*mul + (add + dy[k]), d*mul_below + (add_below + dy[k]*slope), &what.f.act)
         elif formula is Gradient:
             line[k] = (dy[k]*mul + add) + (x[k] - center)*by_x
-        else:
+        elif formula is GatedGradient:
+            dy_mul = gated(z[k], dy[k]*mul, dy[k]*mul_below, &what.f.act)
+            line[k] = (dy_mul + add) + (x[k] - center)*by_x
+        elif formula is Scaled:
             line[k] = dy[k]*mul
+        else:
+            line[k] = gated(z[k], dy[k]*mul, dy[k]*mul_below, &what.f.act)
 
 
 cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const formula *what) noexcept nogil:
@@ -49,46 +92,47 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
     cdef float wide_x[LANES]
     cdef float wide_dy[LANES]
     cdef float wide_line[LANES]
+    cdef float wide_z[LANES]
+    cdef stored z[LANES]
     if stored is float or stored is double:
-        compute_reals(dy, x, line, what)
+        if formula is GatedGradient or formula is GatedScaled:
+            z_of_reals(x, <stored *>z, &what.f)
+        compute_reals(dy, x, <const stored *>z, line, what)
     else:
-        if formula is Normalized or formula is Gradient:
+        if reads_x(what):
             widen(x, wide_x, LANES)
-        if formula is Gradient or formula is Scaled:
+        if reads_dy(what):
             widen(dy, wide_dy, LANES)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, what)
+        if formula is GatedGradient or formula is GatedScaled:
+            z_of_reals(<const float *>wide_x, <float *>wide_z, &what.f)
+            round_line(wide_z, x)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_z, <float *>wide_line, what)
         narrow(wide_line, line, LANES)
-
-
-cdef inline double value_of(const stored *x) noexcept nogil:
-    cdef float wide
-    if stored is float or stored is double:
-        return x[0]
-    else:
-        widen(x, &wide, 1)
-        return wide
-
-
-cdef inline void put_value(stored *out, double value) noexcept nogil:
-    cdef float wide = <float>value
-    if stored is float or stored is double:
-        out[0] = <stored>value
-    else:
-        narrow(&wide, out, 1)
 
 
 cdef inline void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
                               const formula *what) noexcept nogil:
     """The same value by value, in float64 where the coefficients are `wide`."""
     cdef Py_ssize_t k
-    cdef double center = what.f.center, mul = what.f.mul, add = what.f.add, by_x = what.f.by_x
+    cdef const Coefficients *f = &what.f
+    cdef double d = 0, g = 0
     for k in range(length):
+        if reads_x(what):
+            d = value_of(x + k) - f.center
+        if reads_dy(what):
+            g = value_of(dy + k)
         if formula is Normalized:
-            put_value(out + k, (value_of(x + k) - center)*mul + add)
-        elif formula is Gradient:
-            put_value(out + k, (value_of(dy + k)*mul + add) + (value_of(x + k) - center)*by_x)
+            put_value(out + k, d*f.mul + f.add)
+        elif formula is Activated or formula is Joined:     # (g is 0, or the residual)
+            put_value(out + k, activated(d*f.mul + (f.add + g), d*f.mul_below + (f.add_below + g*f.act.slope), &f.act))
         else:
-            put_value(out + k, value_of(dy + k)*mul)
+            if formula is GatedGradient or formula is GatedScaled:
+                g = gated(stored_z(x + k, f), g*f.mul, g*f.mul_below, &f.act)
+            else:
+                g = g*f.mul
+            if formula is Gradient or formula is GatedGradient:
+                g = (g + f.add) + d*f.by_x
+            put_value(out + k, g)
 
 
 cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t length, stored *line,
@@ -96,18 +140,11 @@ cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t leng
     """The last LANES of `length` results; of fewer, in the last places of the line."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
-    if formula is Normalized:
-        compute_line(dy, last_line(x, length, x_line), line, what)
-    elif formula is Gradient:
-        compute_line(last_line(dy, length, dy_line), last_line(x, length, x_line), line, what)
-    else:
-        compute_line(last_line(dy, length, dy_line), x, line, what)
-
-
-cdef inline void put_line(stored *out, const stored *line) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        out[k] = line[k]
+    if reads_x(what):
+        x = last_line(x, length, x_line)
+    if reads_dy(what):
+        dy = last_line(dy, length, dy_line)
+    compute_line(dy, x, line, what)
 
 
 cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
@@ -142,9 +179,9 @@ cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, 
                          const formula *what) noexcept nogil:
     """Whether a row begins where the one of which some is owed ends, in all arrays."""
     cdef bint same = carry.out == <const char *>out
-    if formula is Normalized or formula is Gradient:
+    if reads_x(what):
         same = same and carry.x == <const char *>x
-    if formula is Gradient or formula is Scaled:
+    if reads_dy(what):
         same = same and carry.dy == <const char *>dy
     return same
 
@@ -183,9 +220,9 @@ cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_
     cdef stored line[LANES]
     cdef Py_ssize_t i = stream_first(dy, x, out, what, carry)
     while i + LANES <= length:
-        if formula is Normalized or formula is Gradient:
+        if reads_x(what):
             prefetch_lanes(x + i + CHUNK)
-        if formula is Gradient or formula is Scaled:
+        if reads_dy(what):
             prefetch_lanes(dy + i + CHUNK)
         compute_line(dy + i, x + i, line, what)
         stream_lanes(out + i, line)
@@ -226,36 +263,55 @@ cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const
 #
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
+cdef inline void add_line_beside(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
+                                 lanes_t center, const void *about, const formula *what, lanes_t *s,
+                                 lanes_t *t) noexcept nogil:
+    """The sums that go with a formula, of LANES values."""
+    if formula is Gradient or formula is Scaled:
+        ask_for_line(dy_ahead, x_ahead, <const Products *>about)
+        add_line(dy, x, center, <const Products *>about, s, t)
+    elif formula is GatedGradient or formula is GatedScaled:
+        ask_for_line(dy_ahead, x_ahead, <const GatedProducts *>about)
+        add_line(dy, x, center, <const GatedProducts *>about, s, t)
+    else:
+        ask_for_line(dy_ahead, x_ahead, <const Deviations *>about)
+        add_line(dy, x, center, <const Deviations *>about, s, t)
+
+
+cdef inline void add_last_beside(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
+                                 Py_ssize_t length, Py_ssize_t some, lanes_t center, const void *about,
+                                 const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The same of the last `some` of `length` values."""
+    if formula is Gradient or formula is Scaled:
+        ask_for_line(dy_ahead, x_ahead, <const Products *>about)
+        add_last(dy, x, length, some, center, <const Products *>about, s, t)
+    elif formula is GatedGradient or formula is GatedScaled:
+        ask_for_line(dy_ahead, x_ahead, <const GatedProducts *>about)
+        add_last(dy, x, length, some, center, <const GatedProducts *>about, s, t)
+    else:
+        ask_for_line(dy_ahead, x_ahead, <const Deviations *>about)
+        add_last(dy, x, length, some, center, <const Deviations *>about, s, t)
+
+
 cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *formula_of,
                            Carry *carry, const stored *next_dy, const stored *next_x, const stored *dy_ahead,
-                           const stored *x_ahead, const summed *about, Lanes *lanes) noexcept nogil:
-    """`length` results of one channel, sums of as many values of another."""
+                           const stored *x_ahead, const Center *about, Lanes *lanes) noexcept nogil:
+    """`length` results of one channel, sums of as many values of another. Whole lines past the cache, only."""
     cdef formula what = formula_of[0]
-    cdef lanes_t s, t, center
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef stored line[LANES]
-    cdef Steps none
-    cdef Py_ssize_t i, k = 0
-    if what.f.wide or carry == NULL or length < LANES:
-        none.x = none.dy = none.out = 0
-        results_of_spans(dy, x, out, &none, 1, length, formula_of, carry)
-        sums_of_spans(next_dy, next_x, dy_ahead, x_ahead, &none, 1, length, about, lanes)
-        return
-    s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
-    i = stream_first(dy, x, out, &what, carry)
+    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, &what, carry)
     while i + LANES <= length:
-        ask_for_line(dy_ahead + k, x_ahead + k, about)
-        add_line(next_dy + k, next_x + k, center, about, &s, &t)
+        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, about, &what, &s, &t)
         k += LANES
         compute_line(dy + i, x + i, line, &what)
         stream_lanes(out + i, line)
         i += LANES
     owe(carry, dy + length, x + length, out + length, length - i, &what)
     if k + LANES <= length:     # one more than there were whole lines of results
-        ask_for_line(dy_ahead + k, x_ahead + k, about)
-        add_line(next_dy + k, next_x + k, center, about, &s, &t)
+        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, about, &what, &s, &t)
         k += LANES
     if k < length:
-        ask_for_line(dy_ahead + k, x_ahead + k, about)
-        add_last(next_dy, next_x, length, length - k, center, about, &s, &t)
+        add_last_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, about, &what, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)

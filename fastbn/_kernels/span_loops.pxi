@@ -2,12 +2,14 @@
 
 
 ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, const Steps *,
-                           Py_ssize_t count, Py_ssize_t length, const void *about, Lanes *) noexcept nogil
+                           Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *) noexcept nogil
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const void *formulas, Carry *) noexcept nogil
-ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const void *formula, Carry *,
+                             Py_ssize_t length, const Coefficients *, Carry *) noexcept nogil
+ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const Coefficients *, Carry *,
                             const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
-                            const void *about, Lanes *) noexcept nogil
+                            const Center *, Lanes *) noexcept nogil
+ctypedef void (*gate_span)(const void *dy, const void *y, void *g, Py_ssize_t length, const Activation *) noexcept nogil
+ctypedef void (*undo_span)(const void *y, void *z, Py_ssize_t length, const Activation *) noexcept nogil
 
 
 cdef struct Loops:
@@ -17,25 +19,46 @@ cdef struct Loops:
     sum_spans sum_spans_again   # the same about any centre, for a second attempt
     apply_spans apply_spans
     sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
+    gate_span gate_span
+    undo_span undo_span
+
+
+cdef inline void use_formula(Loops *loops, const stored *typed, const formula *what) noexcept nogil:
+    """The results of a formula, and the sums that go with it."""
+    loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
+    loops.sweep_span = <sweep_span>results_and_sums[stored, formula]
+    if formula is Gradient or formula is Scaled:
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, Products]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
+    elif formula is GatedGradient or formula is GatedScaled:
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, GatedProducts]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
+    else:
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarDeviations]
 
 
 cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil:
     cdef Loops loops
     loops.itemsize = sizeof(stored)
+    loops.gate_span = <gate_span>gate_values[stored]
+    loops.undo_span = <undo_span>undo_values[stored]
     if not call.backward:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarDeviations]
-        loops.apply_spans = <apply_spans>results_of_spans[stored, Normalized]
-        loops.sweep_span = <sweep_span>results_and_sums[stored, Normalized, Deviations]
-    else:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, Products]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
-        if call.constant:
-            loops.apply_spans = <apply_spans>results_of_spans[stored, Scaled]
-            loops.sweep_span = <sweep_span>results_and_sums[stored, Scaled, Products]
+        if call.dy != NULL:
+            use_formula(&loops, typed, <const Joined *>NULL)
+        elif call.gated:
+            use_formula(&loops, typed, <const Activated *>NULL)
         else:
-            loops.apply_spans = <apply_spans>results_of_spans[stored, Gradient]
-            loops.sweep_span = <sweep_span>results_and_sums[stored, Gradient, Products]
+            use_formula(&loops, typed, <const Normalized *>NULL)
+    elif call.constant:
+        if call.gated:
+            use_formula(&loops, typed, <const GatedScaled *>NULL)
+        else:
+            use_formula(&loops, typed, <const Scaled *>NULL)
+    elif call.gated:
+        use_formula(&loops, typed, <const GatedGradient *>NULL)
+    else:
+        use_formula(&loops, typed, <const Gradient *>NULL)
     return loops
 
 

@@ -49,7 +49,7 @@ cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
 
     Given statistics say nothing about where x is.
     """
-    return call.constant or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
+    return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
 
 
 cdef inline bint fits(double v) noexcept nogil:
@@ -66,40 +66,73 @@ cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexce
     return missing if vector == NULL else vector[c]
 
 
-cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
-    """The numbers with which the loops compute y or dx of a channel (see Call for the formulas)."""
-    cdef Coefficients f
-    cdef double mean = call.mean[c], invstd = inverse_std(call.var[c], call.eps), center, add
-    f.mul = invstd*at(call.gamma, c, 1.0)
-    f.add = 0
-    f.by_x = 0
-    if not call.backward:
-        f.add = at(call.beta, c, 0.0)
-    elif not call.constant:
-        f.add = -f.mul*(call.sum_dy[c]/call.count)
-        f.by_x = -f.mul*(invstd*(invstd*(call.sum_dy_xmu[c]/call.count)))
-    f.center = mean
+cdef inline double factor(const Call *call, Py_ssize_t c) noexcept nogil:
+    return inverse_std(call.var[c], call.eps)*at(call.gamma, c, 1.0)
+
+
+cdef inline void choose_numbers(const Call *call, Coefficients *f, double origin, double by_x) noexcept nogil:
+    """Settle what x is taken about, and whether float32 will do; by_x is the factor of x.
+
+    float32 takes the origin as two numbers, center + low: x - center is exact where it is small, and low goes into the
+    constant. The folded form x*by_x + add would lose digits when abs(mean) >> std.
+    """
+    cdef double center = <float>origin, add = f.add - (origin - center)*by_x
+    f.center = origin
     f.wide = False
-    if call.dtype != FLOAT64:
-        # float32 takes the mean as two numbers, center + low: x - center is exact where it is small, and low goes into
-        # the constant. The folded form x*mul + add would lose digits when abs(mean) >> std.
-        center = <float>mean
-        add = f.add - (mean - center)*(f.by_x if call.backward else f.mul)
-        f.wide = not (fits(f.mul) and fits(f.by_x) and small(mean) and small(add))
-        if not f.wide:
-            f.center = center
-            f.add = add
+    if call.dtype == FLOAT64:
+        return
+    f.wide = not (fits(f.mul) and fits(f.mul_below) and fits(f.by_x) and small(origin) and small(add)
+                  and small(add*f.act.slope))
+    if not f.wide:
+        f.center = center
+        f.add = add
+
+
+cdef inline Coefficients forward_coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
+    """The numbers with which the loops compute z of a channel, and y (see Call and Coefficients for the formulas)."""
+    cdef Coefficients f
+    f.act = call.act
+    f.mul = factor(call, c)
+    f.mul_below = f.mul*f.act.slope
+    f.add = at(call.beta, c, 0.0)
+    f.by_x = 0
+    choose_numbers(call, &f, call.mean[c], f.mul)
+    f.z_add, f.z_wide = f.add, f.wide
+    f.add_below = f.add*f.act.slope
     return f
 
 
+cdef inline Coefficients backward_coefficients(const Call *call, Py_ssize_t c, const Coefficients *of_z) noexcept nogil:
+    """The numbers with which the loops compute dx of a channel, from those of its z."""
+    cdef Coefficients f = of_z[0]
+    cdef double invstd = inverse_std(call.var[c], call.eps)
+    f.add = f.by_x = 0
+    if not call.constant:
+        f.add = -f.mul*(call.sum_dy[c]/call.count)
+        f.by_x = -invstd*(invstd*(call.sum_dy_xmu[c]/call.count))
+        if not call.from_y:     # else (x - mean) has this factor already
+            f.by_x *= f.mul
+    choose_numbers(call, &f, call.origin[c], f.by_x)
+    f.wide = f.wide or (call.gated and f.z_wide)
+    return f
+
+
+cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
+    cdef Coefficients f = forward_coefficients(call, c)
+    return backward_coefficients(call, c, &f) if call.backward else f
+
+
 cdef inline bint settle(const Call *call, Py_ssize_t c, const Sums *total, double center) noexcept nogil:
-    """Turn sums about a centre into what the call asked for; whether they must be taken again, about the mean."""
+    """Turn sums about a centre into what the call asked for; whether they must be taken again, about the origin."""
+    cdef bint again = False
     if not call.backward:
         return statistics(total, call.values, center, tolerated_share(call.dtype == FLOAT64),
                           &call.mean[c], &call.var[c])
     call.sum_dy[c] = whole(total.a, total.a_low)
     call.sum_dy_xmu[c] = whole(total.b, total.b_low)
-    if center == call.mean[c]:
-        return False
-    call.sum_dy_xmu[c] -= (call.mean[c] - center)*call.sum_dy[c]
-    return not isfinite(call.sum_dy_xmu[c])     # infinite gradients: not inf - inf, but what the formula gives
+    if center != call.origin[c]:
+        call.sum_dy_xmu[c] -= (call.origin[c] - center)*call.sum_dy[c]
+        again = not isfinite(call.sum_dy_xmu[c])    # infinite gradients: not inf - inf, but what the formula gives
+    if call.from_y and not again:
+        call.sum_dy_xmu[c] /= factor(call, c)
+    return again

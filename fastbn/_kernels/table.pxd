@@ -42,17 +42,29 @@ cdef struct Sums:
     double b, b_low
 
 
+cdef struct Activation:
+    # y = z, and slope*z where z < 0, but not below `lower` or above `upper` (NaN: there is no bound).
+    # The derivative is 1, slope where z <= 0, and 0 where z <= lower or z >= upper.
+    double slope, lower, upper
+
+
 cdef struct Coefficients:
-    # y = (x - center)*mul + add;  dx = (dy*mul + add) + (x - center)*by_x
+    # z = (x - center)*mul + z_add (+ residual), of which y = z or what an activation makes of it. Where z < 0 that is
+    # (x - center)*mul_below + add_below: multiplying z by the slope would round twice more.
+    # dx = (dy*mul + add) + (x - center)*by_x, with mul_below for mul where z <= 0.
     double center, mul, add, by_x
+    double z_add, mul_below, add_below
+    Activation act
     bint wide           # float32 cannot hold these numbers, or what comes between: computed in float64
+    bint z_wide         # the same of z: as the forward has computed it, the backward does
 
 
 cdef struct Call:
-    # forward:   out = y  = (x - mean)*invstd*gamma + beta
-    # backward:  out = dx = gamma*invstd*(dy - sum_dy/count - (x - mean)*invstd**2*sum_dy_xmu/count)
-    #            or gamma*invstd*dy, where the statistics are `constant`
-    # measure: sums are taken first, in forward for mean and var, in backward for sum_dy and sum_dy_xmu.
+    # forward:   z = (x - mean)*invstd*gamma + beta (+ residual), out = y = act(z)
+    # backward:  g = dy*act'(z)
+    #            out = dx = gamma*invstd*(g - sum_g/count - (x - mean)*invstd**2*sum_g_xmu/count)
+    #            or gamma*invstd*g, where the statistics are `constant`
+    # measure: sums are taken first, in forward for mean and var, in backward for sum_g and sum_g_xmu.
     bint backward, constant, measure
     bint stream             # write past the cache: the result is too large to stay in it
     int dtype
@@ -61,10 +73,18 @@ cdef struct Call:
     Py_ssize_t values       # per channel, n*s
     Py_ssize_t plane        # of these the ones that stand inside the channels in memory, s
     const View *x           # NULL: not read
-    const View *dy          # NULL in forward
+    const View *dy          # forward: the residual, or NULL
     const View *out         # NULL: only measured
+    # Where act'(z) is known from: z is computed again from x (gated), or y tells. In the second case g goes to
+    # dresidual, which then takes the place of dy, or if that is NULL is computed wherever it is needed.
+    bint gated
+    const View *y
+    const View *dresidual
+    bint from_y             # x is what an in-place forward has made of it: y = (x - mean)*mul + beta, or slope times that
+    Activation act
     double *mean
     double *var
+    const double *origin    # what (x - mean) is taken about: mean; beta if from_y
     double *sum_dy
     double *sum_dy_xmu
     const double *gamma     # NULL: ones
