@@ -32,10 +32,15 @@ DIRECTIVES = {
 # Never -ffast-math or any of its parts: sums would be reordered, NaN lost. (See the promises in fastbn/__init__.py.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off"], "msvc": ["/O2", "/fp:precise"]}
 
-# GCC peels loops of constant length away before its vectoriser sees them, and makes calls of memcpy out of those that
-# copy a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py). Other
-# compilers do not need it.
-KEEP_LANE_LOOPS = ["--param", "max-completely-peel-times=4", "-fno-tree-loop-distribute-patterns"]
+# GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy a
+# line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), and calls inline
+# functions inside loops, registers saved and all, when it thinks a module large. Other compilers do not need it.
+KEEP_LANE_LOOPS = [
+    "--param",
+    "max-completely-peel-times=4",
+    "-fno-tree-loop-distribute-patterns",
+    "-DCYTHON_INLINE=__inline__ __attribute__((always_inline))",
+]
 
 # The kernels are built once for each row: module, flags. Which one runs is decided at import (fastbn/_dispatch.py).
 KERNELS = {
@@ -87,6 +92,7 @@ class BuildExt(build_ext):
                 ("FASTBN_OMP_PAUSE", str(int(pause))),
                 ("FASTBN_BUILD", f'"Cython {cython_version}; flags {" ".join(flags + openmp)}"'),
             ]
+        self.parallel = self.parallel or os.cpu_count()  # the kernels take a minute each
         super().build_extensions()
 
     def openmp(self, kind: str) -> tuple[list[str], list[str], bool]:

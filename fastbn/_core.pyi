@@ -12,12 +12,20 @@ def openmp() -> int: ...
 def build() -> str: ...
 def batch_stats(x: Any, axis: Any) -> tuple[int, np.ndarray, np.ndarray]: ...
 def batch_norm(
-    x: Any, gamma: Any, beta: Any, eps: Any, axis: Any, activation: Any, negative_slope: Any,
-    residual: Any, out: Any
+    x: Any, gamma: Any, beta: Any, eps: Any, axis: Any, activation: Any, negative_slope: Any, residual: Any, out: Any
 ) -> tuple[np.ndarray, tuple[int, np.ndarray, np.ndarray]]: ...
 def normalize(
-    x: Any, mean: Any, var: Any, gamma: Any, beta: Any, eps: Any, axis: Any, activation: Any, negative_slope: Any,
-    residual: Any, out: Any
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any,
+    beta: Any,
+    eps: Any,
+    axis: Any,
+    activation: Any,
+    negative_slope: Any,
+    residual: Any,
+    out: Any,
 ) -> np.ndarray: ...
 def backward(
     dy: Any,
@@ -37,9 +45,7 @@ def backward(
     need_params: bool,
     out: Any,
     whole: bool,
-) -> tuple[
-    np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None
-]: ...
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]: ...
 def move_running(
     running_mean: np.ndarray,
     running_var: np.ndarray,

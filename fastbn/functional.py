@@ -52,8 +52,8 @@ def batch_norm(
     axis : int
         Where the channels are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     activation : {None, "relu", "relu6", "leaky_relu"}
-        Of ``z = (x - mean)/sqrt(var + eps)*gamma + beta + residual``: ``max(z, 0)``, ``min(max(z, 0), 6)``, or z where it
-        is not below 0 and ``negative_slope*z`` elsewhere. NaN stays NaN.
+        Of ``z = (x - mean)/sqrt(var + eps)*gamma + beta + residual``: ``max(z, 0)``, ``min(max(z, 0), 6)``, or z where
+        it is not below 0 and ``negative_slope*z`` elsewhere. NaN stays NaN.
     negative_slope : float
         Of "leaky_relu", >= 0.
     residual : array_like, optional
@@ -219,8 +219,8 @@ def batch_norm_backward(
     need_dx, need_params : bool
         What is not needed is not computed, and None in the result.
     out : ndarray, optional
-        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments. With a residual a pair for
-        dx and dresidual, either of which may be None; dresidual may take the place of dy.
+        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments. With a residual a pair
+        for dx and dresidual, either of which may be None; dresidual may take the place of dy.
 
     Returns
     -------
@@ -245,7 +245,23 @@ def batch_norm_backward(
     (array([2.]), array([0.]))
     """
     dx, _, _, dgamma, dbeta, dresidual = _core.backward(
-        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx, need_params, out, True
+        dy,
+        x,
+        stats,
+        None,
+        gamma,
+        beta,
+        eps,
+        axis,
+        activation,
+        negative_slope,
+        residual,
+        y,
+        training,
+        need_dx,
+        need_params,
+        out,
+        True,
     )
     return Gradients(dx, dgamma, dbeta, dresidual)
 
@@ -289,7 +305,23 @@ def backward_sums(
     GradientSums(sum_dy=array([2.]), sum_dy_xmu=array([0.]))
     """
     _, sum_dy, sum_dy_xmu, _, _, _ = _core.backward(
-        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, False, True, None, False
+        dy,
+        x,
+        stats,
+        None,
+        gamma,
+        beta,
+        eps,
+        axis,
+        activation,
+        negative_slope,
+        residual,
+        y,
+        training,
+        False,
+        True,
+        None,
+        False,
     )
     return GradientSums(sum_dy, sum_dy_xmu)
 

@@ -217,7 +217,7 @@ class BatchNorm:
 
     def backward(
         self, dy: ArrayLike, out: np.ndarray | tuple[np.ndarray | None, np.ndarray | None] | None = None
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    ) -> Any:
         """Gradient of the last forward's x; writes `dgamma` and `dbeta`.
 
         Parameters
@@ -270,7 +270,7 @@ class BatchNorm:
         if dgamma is not None:
             _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
-        return (dx, dresidual) if residual else dx  # type: ignore[return-value]
+        return (dx, dresidual) if residual else dx
 
     def _check_can_undo(self, saved: _Saved) -> None:
         """With running statistics x may be overwritten whatever the options are; then only some have a backward."""

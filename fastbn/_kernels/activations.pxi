@@ -1,32 +1,50 @@
 # Activations: three numbers (see Activation), and what the derivative makes of a gradient, line by line.
 #
+# One choice a loop: of several in one, compilers make branches, and a gradient takes twenty times as long. Comparisons
+# with NaN are false: where there is no bound, and where z is NaN.
+#
 # Where act'(z) is known from z computed again, that is z as it was stored: for half types it is rounded first.
 
 
-cdef inline real bounded(real y, const Activation *act) noexcept nogil:
-    """(A comparison with NaN is false: where there is no bound, and where y is NaN.)"""
+cdef inline void activate_line(real *z, real *below, const Activation *act) noexcept nogil:
+    """y in place of z; `below` is what it is where z < 0 (and not above 0 then, however that was rounded)."""
+    cdef Py_ssize_t k
+    cdef real lower = <real>act.lower, upper = <real>act.upper, b
+    for k in range(LANES):
+        b = below[k]
+        below[k] = 0 if 0 < b else b
+    for k in range(LANES):
+        b = below[k]
+        z[k] = b if z[k] < 0 else z[k]
+    for k in range(LANES):
+        z[k] = lower if lower > z[k] else z[k]
+    for k in range(LANES):
+        z[k] = upper if upper < z[k] else z[k]
+
+
+cdef inline void gate_line(const real *dy, const real *z, real *g, real above, real below,
+                           const Activation *act) noexcept nogil:
+    """g = dy*above where z > 0, else dy*below; 0 where y stays at a bound. The same for z and for y."""
+    cdef Py_ssize_t k
     cdef real lower = <real>act.lower, upper = <real>act.upper
-    y = lower if y < lower else y
-    return upper if y > upper else y
-
-
-cdef inline real activated(real z, real below, const Activation *act) noexcept nogil:
-    """y; `below` is what it is for z < 0 (and not above 0 then, however that was rounded)."""
-    below = 0 if below > 0 else below
-    return bounded(below if z < 0 else z, act)
-
-
-cdef inline real gated(real z, real above, real below, const Activation *act) noexcept nogil:
-    """`above` where z > 0, else `below`; 0 where y stays at a bound. The same for z and for y."""
-    cdef real lower = <real>act.lower, upper = <real>act.upper
-    cdef real g = above if z > 0 else below
-    g = 0 if z <= lower else g
-    return 0 if z >= upper else g
+    cdef real by[LANES]
+    cdef real kept[LANES]
+    cdef real v
+    for k in range(LANES):
+        by[k] = above if z[k] > 0 else below
+    for k in range(LANES):
+        kept[k] = dy[k]*by[k]
+    for k in range(LANES):
+        v = kept[k]
+        kept[k] = 0 if z[k] <= lower else v
+    for k in range(LANES):
+        v = kept[k]
+        g[k] = 0 if z[k] >= upper else v
 
 
 # ---- z again
 
-cdef inline void z_of_reals(const real *x, real *z, const Coefficients *f) noexcept nogil:
+cdef inline void z_of_line(const real *x, real *z, const Coefficients *f) noexcept nogil:
     cdef Py_ssize_t k
     cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.z_add
     for k in range(LANES):
@@ -34,7 +52,7 @@ cdef inline void z_of_reals(const real *x, real *z, const Coefficients *f) noexc
 
 
 cdef inline void round_line(float *line, const stored *typed) noexcept nogil:
-    """LANES values as they would be stored."""
+    """LANES values as half types store them."""
     cdef stored rounded[LANES]
     if stored is float16_t or stored is bfloat16_t:
         narrow(line, rounded, LANES)
@@ -52,72 +70,83 @@ cdef inline double stored_z(const stored *x, const Coefficients *f) noexcept nog
     return value_of(&z)
 
 
-# ---- gradients behind the activation
-
-cdef inline void gate_reals(const real *dy, const real *z, real *g, const Activation *act) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef real slope = <real>act.slope
-    for k in range(LANES):
-        g[k] = gated(z[k], dy[k], dy[k]*slope, act)
-
+# ---- gradients behind an activation, for their sums
 
 cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const Coefficients *f) noexcept nogil:
-    """The gradients of LANES values, for their sums."""
     cdef double z64[LANES]
+    cdef double g64[LANES]
     cdef float z32[LANES]
+    cdef float g32[LANES]
     cdef float x32[LANES]
     cdef float dy32[LANES]
     if stored is double:
-        z_of_reals(x, <double *>z64, f)
-        gate_reals(dy, <const double *>z64, <double *>z64, &f.act)
-        return lanes_load(z64)
+        z_of_line(x, <double *>z64, f)
+        gate_line(dy, <const double *>z64, <double *>g64, 1, f.act.slope, &f.act)
+        return lanes_load(g64)
     elif stored is float:
-        z_of_reals(x, <float *>z32, f)
-        gate_reals(dy, <const float *>z32, <float *>z32, &f.act)
-        return lanes_widen(z32)
+        z_of_line(x, <float *>z32, f)
+        gate_line(dy, <const float *>z32, <float *>g32, 1, <float>f.act.slope, &f.act)
+        return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
-        z_of_reals(<const float *>x32, <float *>z32, f)
+        z_of_line(<const float *>x32, <float *>z32, f)
         round_line(z32, x)
-        gate_reals(<const float *>dy32, <const float *>z32, <float *>z32, &f.act)
-        return lanes_widen(z32)
+        gate_line(<const float *>dy32, <const float *>z32, <float *>g32, 1, <float>f.act.slope, &f.act)
+        return lanes_widen(g32)
 
 
 cdef inline lanes_t gated_lanes_each(const stored *dy, const stored *x, const Coefficients *f) noexcept nogil:
     """The same where z was computed in float64."""
-    cdef double g[LANES]
+    cdef double dy64[LANES]
+    cdef double z64[LANES]
+    cdef double g64[LANES]
     cdef Py_ssize_t k
     for k in range(LANES):
-        g[k] = gated(stored_z(x + k, f), value_of(dy + k), value_of(dy + k)*f.act.slope, &f.act)
-    return lanes_load(g)
+        dy64[k] = value_of(dy + k)
+        z64[k] = stored_z(x + k, f)
+    gate_line(<const double *>dy64, <const double *>z64, <double *>g64, 1, f.act.slope, &f.act)
+    return lanes_load(g64)
 
 
-# ---- y tells
+# ---- gradients of which y tells
+
+cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const Activation *act) noexcept nogil:
+    """LANES of them, as they are stored."""
+    cdef float dy32[LANES]
+    cdef float y32[LANES]
+    cdef float g32[LANES]
+    if stored is double:
+        gate_line(dy, y, g, 1, act.slope, act)
+    elif stored is float:
+        gate_line(dy, y, g, 1, <float>act.slope, act)
+    else:
+        widen(dy, dy32, LANES)
+        widen(y, y32, LANES)
+        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1, <float>act.slope, act)
+        narrow(g32, g, LANES)
+
 
 cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t length,
                       const Activation *act) noexcept nogil:
-    """g = dy*act'; it may take the place of dy."""
-    cdef float dy32[LANES]
-    cdef float y32[LANES]
+    """g = dy*act'; it may take the place of dy, so the last LANES, which overlap others, are read first."""
+    cdef stored dy_line[LANES]
+    cdef stored y_line[LANES]
     cdef stored line[LANES]
+    cdef stored last[LANES]
+    cdef Activation own = act[0]
     cdef Py_ssize_t i = 0
+    gate_stored(last_line(dy, length, dy_line), last_line(y, length, y_line), last, &own)
+    if length < LANES:
+        memcpy(g, last + LANES - length, length*sizeof(stored))
+        return
     while i + LANES <= length:
-        if stored is float or stored is double:
-            gate_reals(dy + i, y + i, <stored *>line, act)
-        else:
-            widen(dy + i, dy32, LANES)
-            widen(y + i, y32, LANES)
-            gate_reals(<const float *>dy32, <const float *>y32, <float *>y32, act)
-            narrow(y32, line, LANES)
+        prefetch_lanes(dy + i + CHUNK)
+        prefetch_lanes(y + i + CHUNK)
+        gate_stored(dy + i, y + i, line, &own)
         put_line(g + i, line)
         i += LANES
-    for i in range(i, length):
-        if stored is double:
-            g[i] = gated(y[i], dy[i], dy[i]*act.slope, act)
-        else:
-            put_value(g + i, gated(<float>value_of(y + i), <float>value_of(dy + i),
-                                   <float>value_of(dy + i)*<float>act.slope, act))
+    put_line(g + length - LANES, last)
 
 
 cdef void undo_values(const stored *y, stored *z, Py_ssize_t length, const Activation *act) noexcept nogil:

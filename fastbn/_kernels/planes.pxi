@@ -37,6 +37,7 @@ cdef struct Plan:
     bint stream                 # write past the cache
     const View *dy              # what loops read as dy: dresidual, where there is one
     bint gate_late              # dresidual is filled with the results, since no sums are taken
+    bint gate_in_place          # its rows, and those that it comes from, are in place
 
 
 cdef struct Due:
@@ -83,7 +84,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.dy = call.dy if call.dresidual == NULL else call.dresidual
     plan.gate_late = call.dresidual != NULL and not call.measure
-    plan.run = 0 if must_gate_tiles(call) else common_run(call, plan.dy, plan.loops.itemsize)
+    plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == call.plane
+    plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
     plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
     channel_bytes = call.values*plan.loops.itemsize
@@ -139,9 +141,15 @@ cdef void gate(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t l
 
 
 cdef void gate_rows(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+    cdef const Call *call = plan.call
     cdef Py_ssize_t i
+    if not plan.gate_in_place:
+        for i in range(row, row + count):
+            gate(plan, c, i*plan.plane, plan.plane)
+        return
     for i in range(row, row + count):
-        gate(plan, c, i*plan.plane, plan.plane)
+        plan.loops.gate_span(row_start(call.dy, c, i), row_start(call.y, c, i), row_start(call.dresidual, c, i),
+                             plan.plane, &call.act)
 
 
 cdef struct Tiles:

@@ -57,34 +57,38 @@ cdef struct Carry:
     const char *x               # behind them, in each array
     const char *dy
     char *out
-    Coefficients what
+    const Coefficients *what
 
 
 cdef inline void compute_reals(const real *dy, const real *x, const real *z, real *line,
                                const formula *what) noexcept nogil:
     """LANES results; z is read behind an activation in backward."""
     cdef Py_ssize_t k
-    cdef real d, dy_mul
+    cdef real d
+    cdef real below[LANES]
     cdef real center = <real>what.f.center, mul = <real>what.f.mul, add = <real>what.f.add, by_x = <real>what.f.by_x
     cdef real mul_below = <real>what.f.mul_below, add_below = <real>what.f.add_below, slope = <real>what.f.act.slope
+    if formula is GatedGradient or formula is GatedScaled:
+        gate_line(dy, z, line, mul, mul_below, &what.f.act)
     for k in range(LANES):
         if formula is Normalized:
             line[k] = (x[k] - center)*mul + add
         elif formula is Activated:
             d = x[k] - center
-            line[k] = activated(d*mul + add, d*mul_below + add_below, &what.f.act)
+            line[k] = d*mul + add
+            below[k] = d*mul_below + add_below
         elif formula is Joined:
             d = x[k] - center
-            line[k] = activated(d*mul + (add + dy[k]), d*mul_below + (add_below + dy[k]*slope), &what.f.act)
+            line[k] = d*mul + (add + dy[k])
+            below[k] = d*mul_below + (add_below + dy[k]*slope)
         elif formula is Gradient:
             line[k] = (dy[k]*mul + add) + (x[k] - center)*by_x
         elif formula is GatedGradient:
-            dy_mul = gated(z[k], dy[k]*mul, dy[k]*mul_below, &what.f.act)
-            line[k] = (dy_mul + add) + (x[k] - center)*by_x
+            line[k] = (line[k] + add) + (x[k] - center)*by_x
         elif formula is Scaled:
             line[k] = dy[k]*mul
-        else:
-            line[k] = gated(z[k], dy[k]*mul, dy[k]*mul_below, &what.f.act)
+    if formula is Activated or formula is Joined:
+        activate_line(line, <real *>below, &what.f.act)
 
 
 cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const formula *what) noexcept nogil:
@@ -96,7 +100,7 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
     cdef stored z[LANES]
     if stored is float or stored is double:
         if formula is GatedGradient or formula is GatedScaled:
-            z_of_reals(x, <stored *>z, &what.f)
+            z_of_line(x, <stored *>z, &what.f)
         compute_reals(dy, x, <const stored *>z, line, what)
     else:
         if reads_x(what):
@@ -104,35 +108,36 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
         if reads_dy(what):
             widen(dy, wide_dy, LANES)
         if formula is GatedGradient or formula is GatedScaled:
-            z_of_reals(<const float *>wide_x, <float *>wide_z, &what.f)
+            z_of_line(<const float *>wide_x, <float *>wide_z, &what.f)
             round_line(wide_z, x)
         compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_z, <float *>wide_line, what)
         narrow(wide_line, line, LANES)
 
 
-cdef inline void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
-                              const formula *what) noexcept nogil:
-    """The same value by value, in float64 where the coefficients are `wide`."""
-    cdef Py_ssize_t k
-    cdef const Coefficients *f = &what.f
-    cdef double d = 0, g = 0
-    for k in range(length):
-        if reads_x(what):
-            d = value_of(x + k) - f.center
-        if reads_dy(what):
-            g = value_of(dy + k)
-        if formula is Normalized:
-            put_value(out + k, d*f.mul + f.add)
-        elif formula is Activated or formula is Joined:     # (g is 0, or the residual)
-            put_value(out + k, activated(d*f.mul + (f.add + g), d*f.mul_below + (f.add_below + g*f.act.slope), &f.act))
-        else:
+cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
+                       const formula *what) noexcept nogil:
+    """The same in float64, where the coefficients are `wide`."""
+    cdef double x64[LANES]
+    cdef double dy64[LANES]
+    cdef double z64[LANES]
+    cdef double line[LANES]
+    cdef Py_ssize_t k, i = 0, some
+    memset(x64, 0, sizeof(x64))
+    memset(dy64, 0, sizeof(dy64))
+    memset(z64, 0, sizeof(z64))
+    while i < length:
+        some = min(LANES, length - i)
+        for k in range(some):
+            if reads_x(what):
+                x64[k] = value_of(x + i + k)
+            if reads_dy(what):
+                dy64[k] = value_of(dy + i + k)
             if formula is GatedGradient or formula is GatedScaled:
-                g = gated(stored_z(x + k, f), g*f.mul, g*f.mul_below, &f.act)
-            else:
-                g = g*f.mul
-            if formula is Gradient or formula is GatedGradient:
-                g = (g + f.add) + d*f.by_x
-            put_value(out + k, g)
+                z64[k] = stored_z(x + i + k, &what.f)
+        compute_reals(<const double *>dy64, <const double *>x64, <const double *>z64, <double *>line, what)
+        for k in range(some):
+            put_value(out + i + k, line[k])
+        i += some
 
 
 cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t length, stored *line,
@@ -147,18 +152,19 @@ cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t leng
     compute_line(dy, x, line, what)
 
 
-cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
-                            const formula *what) noexcept nogil:
+cdef void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
+                     const formula *what) noexcept nogil:
     """By ordinary stores."""
     cdef stored line[LANES]
     cdef stored last[LANES]
+    cdef formula own = what[0]
     cdef Py_ssize_t i = 0
     compute_last(dy, x, length, last, what)
     if length < LANES:
         memcpy(out, last + LANES - length, length*sizeof(stored))
         return
     while i + LANES <= length:
-        compute_line(dy + i, x + i, line, what)
+        compute_line(dy + i, x + i, line, &own)
         put_line(out + i, line)
         i += LANES
     put_line(out + length - LANES, last)
@@ -166,12 +172,12 @@ cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_s
 
 # ---- past the cache
 
-cdef inline void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
+cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
     """Write what is owed by ordinary stores: no row goes on from there."""
     cdef Py_ssize_t some = carry.owed
     if some > 0:
         store_span(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
-                   <const formula *>&carry.what)
+                   <const formula *>carry.what)
     carry.owed = 0
 
 
@@ -193,7 +199,7 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
     cdef stored line[LANES]
     cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
-        compute_line(dy - missing, x - missing, before, <const formula *>&carry.what)
+        compute_line(dy - missing, x - missing, before, <const formula *>carry.what)
         compute_line(dy - missing, x - missing, line, what)
         for k in range(LANES):
             line[k] = before[k] if k < missing else line[k]
@@ -211,20 +217,21 @@ cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *ou
     """The last `some` values of the row that ends here are to be written with the next."""
     carry.owed = some
     carry.x, carry.dy, carry.out = <const char *>x, <const char *>dy, <char *>out
-    carry.what = what.f
+    carry.what = &what.f
 
 
 cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *what,
                              Carry *carry) noexcept nogil:
     """By whole lines past the cache."""
     cdef stored line[LANES]
+    cdef formula own = what[0]      # nothing else is written to it, compilers see
     cdef Py_ssize_t i = stream_first(dy, x, out, what, carry)
     while i + LANES <= length:
         if reads_x(what):
             prefetch_lanes(x + i + CHUNK)
         if reads_dy(what):
             prefetch_lanes(dy + i + CHUNK)
-        compute_line(dy + i, x + i, line, what)
+        compute_line(dy + i, x + i, line, &own)
         stream_lanes(out + i, line)
         i += LANES
     owe(carry, dy + length, x + length, out + length, length - i, what)
@@ -235,16 +242,12 @@ cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const
     """The results of `count` rows, each with a formula of its own. With `carry` they go past the cache, and after the
     last row another call with a count of 0 writes what is owed.
     """
-    cdef formula copy
     cdef const formula *what
     cdef Py_ssize_t row
     if count == 0:
         put_owed(carry, x, formulas)
     for row in range(count):
         what = formulas + row
-        if stored is float16_t or stored is bfloat16_t:
-            copy = what[0]      # compilers believe that half types are written over it
-            what = &copy
         if carry != NULL and length >= LANES and not what.f.wide:
             stream_span(dy, x, out, length, what, carry)
         else:
@@ -293,25 +296,26 @@ cdef inline void add_last_beside(const stored *dy, const stored *x, const stored
         add_last(dy, x, length, some, center, <const Deviations *>about, s, t)
 
 
-cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *formula_of,
+cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const formula *what,
                            Carry *carry, const stored *next_dy, const stored *next_x, const stored *dy_ahead,
                            const stored *x_ahead, const Center *about, Lanes *lanes) noexcept nogil:
     """`length` results of one channel, sums of as many values of another. Whole lines past the cache, only."""
-    cdef formula what = formula_of[0]
+    cdef formula own = what[0]
+    cdef Center beside = about[0]
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef stored line[LANES]
-    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, &what, carry)
+    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, what, carry)
     while i + LANES <= length:
-        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, about, &what, &s, &t)
+        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, &beside, what, &s, &t)
         k += LANES
-        compute_line(dy + i, x + i, line, &what)
+        compute_line(dy + i, x + i, line, &own)
         stream_lanes(out + i, line)
         i += LANES
-    owe(carry, dy + length, x + length, out + length, length - i, &what)
+    owe(carry, dy + length, x + length, out + length, length - i, what)
     if k + LANES <= length:     # one more than there were whole lines of results
-        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, about, &what, &s, &t)
+        add_line_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, center, &beside, what, &s, &t)
         k += LANES
     if k < length:
-        add_last_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, about, &what, &s, &t)
+        add_last_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, &beside, what, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)

@@ -133,11 +133,12 @@ cdef void sums_of_spans(const stored *dy, const stored *x, const stored *dy_ahea
     """The sums of `count` rows of one channel. What stands `ahead` of them is asked for."""
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(of.about.center)
     cdef Py_ssize_t i, row
+    cdef summed own = of[0]
     for row in range(count):
         i = 0
         while i + LANES <= length:
             ask_for_line(dy_ahead + i, x_ahead + i, of)
-            add_line(dy + i, x + i, center, of, &s, &t)
+            add_line(dy + i, x + i, center, &own, &s, &t)
             i += LANES
         if i < length:
             ask_for_line(dy_ahead + i, x_ahead + i, of)

@@ -80,7 +80,7 @@ cdef struct Call:
     bint gated
     const View *y
     const View *dresidual
-    bint from_y             # x is what an in-place forward has made of it: y = (x - mean)*mul + beta, or slope times that
+    bint from_y             # x is what an in-place forward made of it: (x - mean)*mul + beta, or slope times that
     Activation act
     double *mean
     double *var

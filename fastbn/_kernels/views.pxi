@@ -99,12 +99,12 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
         move(v, c, position, length, itemsize, <char *>tile, True)
 
 
-cdef inline Py_ssize_t common_run(const Call *call, const View *dy, Py_ssize_t itemsize) noexcept nogil:
-    """Length of the rows that x, dy and out have in place; 0 where they differ."""
+cdef inline Py_ssize_t common_run(const View *a, const View *b, const View *c, Py_ssize_t itemsize) noexcept nogil:
+    """Length of the rows that three arrays have in place, as far as there are so many; 0 where they differ."""
     cdef Py_ssize_t run = 0, its
     cdef const View *views[3]
     cdef const View *v
-    views[0], views[1], views[2] = call.x, dy, call.out
+    views[0], views[1], views[2] = a, b, c
     for v in views:
         if v != NULL:
             its = in_place(v, 0, itemsize)
