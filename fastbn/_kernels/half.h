@@ -8,6 +8,15 @@
 #include <immintrin.h>
 #endif
 
+/* For what a loop does with each line: its values must stay in registers. */
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define ALWAYS_INLINE static __forceinline
+#else
+#define ALWAYS_INLINE static inline
+#endif
+
 typedef struct { uint16_t bits; } float16_t;
 typedef struct { uint16_t bits; } bfloat16_t;
 
@@ -23,7 +32,7 @@ static inline uint16_t narrow_bfloat16(float v) {
 
 #ifdef __AVX2__
 /* The same for 8 values; compilers make three times as many instructions of it. */
-static inline __m256i narrow_8_bfloat16(const float *from) {
+ALWAYS_INLINE __m256i narrow_8_bfloat16(const float *from) {
     __m256 v = _mm256_loadu_ps(from);
     __m256i b = _mm256_castps_si256(v), high = _mm256_srli_epi32(b, 16);
     __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -34,6 +43,10 @@ static inline __m256i narrow_8_bfloat16(const float *from) {
 }
 #endif
 
+#ifdef __F16C__
+static inline float widen_float16(uint16_t h) { return _cvtsh_ss(h); }
+static inline uint16_t narrow_float16(float v) { return _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT); }
+#else
 /* The exponent of float16 is too small by 112 where it is not all ones: the product corrects it, and makes subnormal
    numbers normal. */
 static inline float widen_float16(uint16_t h) {
@@ -54,14 +67,15 @@ static inline uint16_t narrow_float16(float v) {
         h = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
     return (uint16_t)(h | sign);
 }
+#endif
 
-static inline void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n) {
+ALWAYS_INLINE void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n) {
     intptr_t i;
     for (i = 0; i < n; i++)
         to[i] = widen_bfloat16(from[i].bits);
 }
 
-static inline void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t n) {
+ALWAYS_INLINE void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t n) {
     intptr_t i = 0;
 #ifdef __AVX2__
     for (; i + 16 <= n; i += 16) {      /* one store: it is read again as one */
@@ -73,7 +87,7 @@ static inline void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t 
         to[i].bits = narrow_bfloat16(from[i]);
 }
 
-static inline void widen_float16s(const float16_t *from, float *to, intptr_t n) {
+ALWAYS_INLINE void widen_float16s(const float16_t *from, float *to, intptr_t n) {
     intptr_t i = 0;
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8)
@@ -83,7 +97,7 @@ static inline void widen_float16s(const float16_t *from, float *to, intptr_t n) 
         to[i] = widen_float16(from[i].bits);
 }
 
-static inline void narrow_float16s(const float *from, float16_t *to, intptr_t n) {
+ALWAYS_INLINE void narrow_float16s(const float *from, float16_t *to, intptr_t n) {
     intptr_t i = 0;
 #ifdef __F16C__
     for (; i + 16 <= n; i += 16) {
