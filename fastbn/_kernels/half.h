@@ -31,15 +31,11 @@ static inline uint16_t narrow_bfloat16(float v) {
 }
 
 #ifdef __AVX2__
-/* The same for 8 values; compilers make three times as many instructions of it. */
-ALWAYS_INLINE __m256i narrow_8_bfloat16(const float *from) {
-    __m256 v = _mm256_loadu_ps(from);
-    __m256i b = _mm256_castps_si256(v), high = _mm256_srli_epi32(b, 16);
-    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7fff)), odd);
-    __m256i nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), nan, is_nan);
+/* The same for 8 values, none of them NaN, each in 32 bits; compilers make three times as many instructions of it. */
+ALWAYS_INLINE __m256i narrow_8_bfloat16(__m256 v) {
+    __m256i b = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7fff)), odd), 16);
 }
 #endif
 
@@ -76,15 +72,20 @@ ALWAYS_INLINE void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n
 }
 
 ALWAYS_INLINE void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t n) {
-    intptr_t i = 0;
+    intptr_t i = 0, k;
 #ifdef __AVX2__
     for (; i + 16 <= n; i += 16) {      /* one store: it is read again as one */
-        __m256i both = _mm256_packus_epi32(narrow_8_bfloat16(from + i), narrow_8_bfloat16(from + i + 8));
-        _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(both, 0xd8));
+        __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + i + 8);
+        __m256i both = _mm256_packus_epi32(narrow_8_bfloat16(a), narrow_8_bfloat16(b));
+        if (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)))
+            for (k = i; k < i + 16; k++)
+                to[k].bits = narrow_bfloat16(from[k]);
+        else
+            _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(both, 0xd8));
     }
 #endif
-    for (; i < n; i++)
-        to[i].bits = narrow_bfloat16(from[i]);
+    for (k = i; k < n; k++)
+        to[k].bits = narrow_bfloat16(from[k]);
 }
 
 ALWAYS_INLINE void widen_float16s(const float16_t *from, float *to, intptr_t n) {

@@ -103,6 +103,14 @@ cdef inline void compute_columns(const stored *dy, const stored *x, stored *line
         narrow(wide_line, line, LANES)
 
 
+cdef inline void store_lanes(stored *to, const stored *line) noexcept nogil:
+    """LANES values by way of the cache."""
+    cdef Py_ssize_t k = 0
+    while k < LANES:
+        store_half_line(to + k, line + k)
+        k += 32//sizeof(stored)
+
+
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
     """Values before the first whole cache line."""
     return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
@@ -131,34 +139,42 @@ cdef void some_results(const stored *dy, const stored *x, stored *out, Py_ssize_
     memcpy(out, line, some*sizeof(stored))
 
 
+cdef inline void lines_of_results(const stored *dy, const stored *x, stored *out, Py_ssize_t length, Py_ssize_t column,
+                                  const row_formula *what, bint stream) noexcept nogil:
+    """The results of whole lines, all of which begin before the last column."""
+    cdef stored line[LANES]
+    cdef Py_ssize_t i = 0
+    while i < length:
+        ask_for_columns(dy + i, x + i, what)
+        compute_columns(dy + i, x + i, line, column + i, what, False)
+        if stream:
+            stream_lanes(out + i, line)
+        else:
+            store_lanes(out + i, <const stored *>line)
+        i += LANES
+
+
 cdef void results_of_rows(const stored *dy, const stored *x, stored *out, Py_ssize_t length, Py_ssize_t column,
                           const row_formula *what, bint stream) noexcept nogil:
     """The results of a run of values, the first of which stands in `column`. With `stream` whole lines of them go past
     the cache.
     """
-    cdef stored line[LANES]
     cdef row_formula here = what[0]     # nothing that is written changes it
-    cdef Py_ssize_t i = 0, some, k, whole = LANES
-    if here.f.wide:
-        whole = length + 1      # no line is simple
-    elif stream:
+    cdef Py_ssize_t i = 0, some, width = here.f.width
+    if stream and not here.f.wide:
         i = before_a_line(out, length)
         if i > 0:
             some_results(dy, x, out, i, column, what)
-            column = (column + i) % here.f.width
-    while i + whole <= length:
-        ask_for_columns(dy + i, x + i, &here)
-        compute_columns(dy + i, x + i, line, column, &here, False)
-        if stream:
-            stream_lanes(out + i, line)
-        else:
-            for k in range(LANES):
-                (out + i)[k] = line[k]
-        i += LANES
-        column += LANES
-        column -= here.f.width if column >= here.f.width else 0
+            column = (column + i) % width
     while i < length:
-        some = min(LANES, length - i)
-        some_results(dy + i, x + i, out + i, some, column, what)
+        some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
+        if some == 0 or here.f.wide:
+            some = min(LANES, length - i)
+            some_results(dy + i, x + i, out + i, some, column, what)
+        elif stream:
+            lines_of_results(dy + i, x + i, out + i, some, column, &here, True)
+        else:
+            lines_of_results(dy + i, x + i, out + i, some, column, &here, False)
         i += some
-        column = (column + some) % here.f.width
+        column += some
+        column -= width if column >= width else 0
