@@ -1,6 +1,7 @@
 /* What neither C loops nor Cython can say: the floating-point mode of a thread, and OpenMP's pool around a fork. */
 #ifndef FASTBN_PLATFORM_H
 #define FASTBN_PLATFORM_H
+#include <string.h>
 
 /* Kernels run with rounding to nearest and subnormal numbers kept, whatever another library has set on this
    thread; the caller's mode, exception flags included, comes back afterwards. */
@@ -56,11 +57,22 @@ static inline void stream_half_line(void *to, const void *line) {
 }
 static inline void stream_fence(void) { _mm_sfence(); }
 #else
-#include <string.h>
 static inline void stream_line(void *to, const void *line) { memcpy(to, line, 64); }
 static inline void stream_half_line(void *to, const void *line) { memcpy(to, line, 32); }
 static inline void stream_fence(void) {}
 #endif
+
+/* 32 bytes by way of the cache: compilers copy a line of results through the stack otherwise. */
+static inline void store_half_line(void *to, const void *line) {
+#ifdef __AVX__
+    _mm256_storeu_ps((float *)to, _mm256_loadu_ps((const float *)line));
+#elif defined(__SSE2__) || defined(_M_X64)
+    _mm_storeu_ps((float *)to, _mm_loadu_ps((const float *)line));
+    _mm_storeu_ps((float *)to + 4, _mm_loadu_ps((const float *)line + 4));
+#else
+    memcpy(to, line, 32);
+#endif
+}
 
 /* Ask for a line that will be read soon. Any address will do. */
 #if defined(__GNUC__)

@@ -14,7 +14,8 @@ cdef enum:
     STREAMS = 8                 # parts of a block that are read side by side
     STREAMS_BACK = 4            # in each of two arrays
     AHEAD = 128                 # values
-    RESULT_VALUES = 16384       # of rows whose results are computed together
+    RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
+    RESULT_ITEMS = 8            # that are computed together: where they begin, memory has to be waited for
 
 
 cdef struct Table:
@@ -307,11 +308,14 @@ cdef inline Py_ssize_t rows_of_item(const Table *table) noexcept nogil:
 
 
 cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Items are some rows each; the last ones first."""
+    """Items are some rows each; after the sums the last ones first."""
     cdef const Table *table = <const Table *>task
-    cdef Py_ssize_t item, some = rows_of_item(table)*table.width, last = table.call.values*table.call.channels
-    for item in range(end - 1, begin - 1, -1):
-        apply_to_part(table, item*some, min((item + 1)*some, last))
+    cdef Py_ssize_t some = rows_of_item(table)*table.width, last = table.call.values*table.call.channels, first = begin
+    while end > begin:
+        if table.call.measure:
+            first = max(begin, end - RESULT_ITEMS)
+        apply_to_part(table, first*some, min(end*some, last))
+        end = first
 
 
 cdef void lay_out_table(Table *table) noexcept nogil:
