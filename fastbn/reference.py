@@ -23,6 +23,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_stats",
+    "fold_batch_norm",
     "normalize",
     "population_stats",
 ]
@@ -258,3 +259,27 @@ def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "po
         return BatchStats(n, mean, var)
     unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
     return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)
+
+
+def fold_batch_norm(
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 0,
+    groups: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """weight*scale and (bias - mean)*scale + beta with scale = gamma*invstd: y = normalize(weight*x + bias)."""
+    weight = np.asarray(weight, np.float64)
+    mean, bias, beta = (0 if v is None else np.asarray(v, np.float64) for v in (mean, bias, beta))
+    scale = _column(gamma, 1) * _column(_invstd(var, eps), 1)
+    scales = scale  # of each output channel, by input channel: those of one group, where the groups stand on the inputs
+    if axis != 0:
+        scales = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0).T
+    outputs_first = np.moveaxis(weight, axis, 0)
+    folded = outputs_first * scales.reshape(scales.shape + (1,) * (weight.ndim - 2))
+    return np.moveaxis(folded, 0, axis), (bias - mean) * scale[:, 0] + beta

@@ -550,7 +550,6 @@ OTHERS = {
     "paper, no value": (
         lambda a: fastbn.population_stats([a.x[:0]], method="paper"), ValueError, "^batches: expected at least one v",
     ),
-    "fold_batch_norm": (lambda a: fastbn.fold_batch_norm(a.x, None), NotImplementedError, "^fold_batch_norm"),
     # layers
     "no argument": (lambda a: fastbn.BatchNorm(), TypeError, "num_features"),
     "num_features 0": (lambda a: fastbn.BatchNorm(0), ValueError, "^num_features: expected at least 1, got 0"),
