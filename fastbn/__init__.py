@@ -6,6 +6,7 @@ The way of a call, always in this direction::
      state         names, docs       checks, views, threads                 loops on pointers, without the GIL
 
     statistics.py   BatchStats, GradientSums, Gradients: what calls hand on
+    folding.py      a normalisation folded into the layer before it, for inference
     reference.py    the float64 definition of everything, for tests and for reading
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
     _threads.py     what a number of threads means      cli.py, demo/, bench/  the command `fastbn`
@@ -32,13 +33,13 @@ except ModuleNotFoundError as _error:
 
 from fastbn import _core, _dispatch, reference
 from fastbn._threads import get_num_threads, num_threads, set_num_threads
+from fastbn.folding import fold_batch_norm
 from fastbn.functional import (
     backward_apply,
     backward_sums,
     batch_norm,
     batch_norm_backward,
     batch_stats,
-    fold_batch_norm,
     normalize,
     population_stats,
 )

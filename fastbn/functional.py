@@ -429,8 +429,3 @@ def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> li
     if len(channels) > 1:
         raise ValueError(f"batches: expected the same number of channels in each, got {sorted(channels)}")
     return parts
-
-
-def fold_batch_norm(*args: Any, **kwargs: Any) -> Any:
-    """Fold a batch normalisation into the layer before it. Not implemented yet."""
-    raise NotImplementedError("fold_batch_norm: not implemented yet")

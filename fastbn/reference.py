@@ -2,6 +2,10 @@
 
 The signatures are those of the fast functions. Results stay float64 whatever x is, except in `out`. Nothing here is
 fast, and arguments are not checked.
+
+    z = (x - mean)*invstd*gamma + beta + residual    y = act(z)    g = dy*act'(z), what backward works with
+
+The kinks of act' are looked for in z as it was stored, that is in the dtype of x.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from fastbn._explain import not_yet
 from fastbn.statistics import BatchStats, Gradients, GradientSums
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_stats",
+    "fold_batch_norm",
     "normalize",
     "population_stats",
 ]
@@ -53,6 +57,28 @@ def _invstd(var: Any, eps: float) -> np.ndarray:
     return np.divide(1, np.sqrt(v), out=np.zeros_like(v), where=v != 0)
 
 
+def _stored(wide: np.ndarray, like: Any) -> np.ndarray:
+    """Values as an array like this holds them. Half types are computed in float32 and then rounded."""
+    dtype = np.asarray(like).dtype
+    return (wide.astype(np.float32) if dtype.itemsize == 2 else wide).astype(dtype).astype(np.float64)
+
+
+def _activated(z: np.ndarray, activation: str | None, negative_slope: float) -> np.ndarray:
+    """act(z). NaN stays NaN."""
+    if activation == "leaky_relu":
+        return np.where(z < 0, negative_slope * z, z)
+    y = z if activation is None else np.where(z < 0, 0, z)
+    return np.where(y > 6, 6, y) if activation == "relu6" else y
+
+
+def _gated(dy: np.ndarray, z: np.ndarray, activation: str | None, negative_slope: float) -> np.ndarray:
+    """dy*act'(z), from z or act(z). Where that is NaN as in PyTorch: 1, and the slope of leaky_relu."""
+    if activation == "leaky_relu":
+        return np.where(z > 0, dy, negative_slope * dy)
+    g = dy if activation is None else np.where(z <= 0, 0, dy)
+    return np.where(z >= 6, 0, g) if activation == "relu6" else g
+
+
 def batch_stats(x: Any, *, axis: int = 1) -> BatchStats:
     """mean = sum(x)/n, var = sum((x - mean)**2)/n, over all axes but one."""
     x = _wide(x, axis)
@@ -81,12 +107,11 @@ def normalize(
     residual: Any = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """y = (x - mean)*invstd*gamma + beta."""
-    if activation is not None or residual is not None:
-        not_yet(activation=activation, residual=residual)
+    """y = act((x - mean)*invstd*gamma + beta + residual)."""
     with np.errstate(all="ignore"):
         xhat = (_wide(x, axis) - _column(mean, 0)) * _column(_invstd(var, eps), 1)
-        y = xhat * _column(gamma, 1) + _column(beta, 0)
+        z = xhat * _column(gamma, 1) + _column(beta, 0) + (0 if residual is None else _wide(residual, axis))
+        y = _activated(z, activation, negative_slope)
     return _shaped(y, x, axis, out)
 
 
@@ -111,6 +136,32 @@ def batch_norm(
     return y, stats
 
 
+def _behind(
+    dy: Any,
+    x: Any,
+    stats: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    axis: int,
+    activation: str | None,
+    negative_slope: float,
+    residual: bool,
+    y: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """g = dy*act'(z), and x - mean, both (C, values)."""
+    mean, var = (np.asarray(v, np.float64)[:, None] for v in tuple(stats)[-2:])
+    scale, shift = _column(gamma, 1), _column(beta, 0)
+    if x is None:  # y was written over it
+        z = _wide(y, axis)
+        z = np.where(z > 0, z, z / negative_slope) if activation == "leaky_relu" else z
+        xmu = (z - shift) / scale * np.sqrt(var + eps)
+    else:
+        xmu = _wide(x, axis) - mean
+        z = _wide(y, axis) if residual and activation else xmu * _invstd(var, eps) * scale + shift
+    return _gated(_wide(dy, axis), _stored(z, y if x is None else x), activation, negative_slope), xmu
+
+
 def backward_sums(
     dy: Any,
     x: Any,
@@ -126,13 +177,10 @@ def backward_sums(
     y: Any = None,
     training: bool = True,
 ) -> GradientSums:
-    """sum_dy = sum(dy), sum_dy_xmu = sum(dy*(x - mean))."""
-    if activation is not None or residual or y is not None:
-        not_yet(activation=activation, residual=residual or None, y=y)
-    mean = tuple(stats)[-2]
+    """sum_dy = sum(g), sum_dy_xmu = sum(g*(x - mean))."""
     with np.errstate(all="ignore"):
-        dy, xmu = _wide(dy, axis), _wide(x, axis) - _column(mean, 0)
-        return GradientSums(dy.sum(axis=1), (dy * xmu).sum(axis=1))
+        g, xmu = _behind(dy, x, stats, gamma, beta, eps, axis, activation, negative_slope, residual, y)
+        return GradientSums(g.sum(axis=1), (g * xmu).sum(axis=1))
 
 
 def backward_apply(
@@ -152,26 +200,26 @@ def backward_apply(
     training: bool = True,
     need_dx: bool = True,
     need_params: bool = True,
-    out: np.ndarray | None = None,
+    out: Any = None,
 ) -> Gradients:
-    """dx = gamma*invstd*(dy - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n), or gamma*invstd*dy without training."""
-    if activation is not None or residual or y is not None:
-        not_yet(activation=activation, residual=residual or None, y=y)
-    *count, mean, var = stats
+    """dx = gamma*invstd*(g - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n), without training gamma*invstd*g; dresidual = g."""
+    *count, _, var = stats
     invstd = _invstd(var, eps)
-    dx = dgamma = dbeta = None
+    out, out_residual = out if residual and out is not None else (out, None)
+    dx = dgamma = dbeta = dresidual = None
     with np.errstate(all="ignore"):
+        g, xmu = _behind(dy, x, stats, gamma, beta, eps, axis, activation, negative_slope, residual, y)
+        if residual:
+            dresidual = _shaped(g.copy(), dy, axis, out_residual)
         if need_params:
             dgamma, dbeta = sums[1] * invstd, np.array(sums[0])
         if need_dx:
-            scale = _column(gamma, 1) * _column(invstd, 1)
-            inner = _wide(dy, axis)
-            if training and inner.size:
-                xhat = (_wide(x, axis) - _column(mean, 0)) * _column(invstd, 1)
-                n = count[0]
-                inner = inner - _column(sums[0], 0) / n - xhat * _column(sums[1] * invstd, 0) / n
-            dx = _shaped(scale * inner, x, axis, out)
-    return Gradients(dx, dgamma, dbeta, None)
+            inner = g
+            if training and g.size:
+                xhat, n = xmu * _column(invstd, 1), count[0]
+                inner = g - _column(sums[0], 0) / n - xhat * _column(sums[1] * invstd, 0) / n
+            dx = _shaped(_column(gamma, 1) * _column(invstd, 1) * inner, dy, axis, out)
+    return Gradients(dx, dgamma, dbeta, dresidual)
 
 
 def batch_norm_backward(
@@ -190,7 +238,7 @@ def batch_norm_backward(
     training: bool = True,
     need_dx: bool = True,
     need_params: bool = True,
-    out: np.ndarray | None = None,
+    out: Any = None,
 ) -> Gradients:
     """`backward_apply` with the `backward_sums` of x itself."""
     same: dict[str, Any] = {
@@ -211,3 +259,27 @@ def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "po
         return BatchStats(n, mean, var)
     unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
     return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)
+
+
+def fold_batch_norm(
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 0,
+    groups: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """weight*scale and (bias - mean)*scale + beta with scale = gamma*invstd: y = normalize(weight*x + bias)."""
+    weight = np.asarray(weight, np.float64)
+    mean, bias, beta = (0 if v is None else np.asarray(v, np.float64) for v in (mean, bias, beta))
+    scale = _column(gamma, 1) * _column(_invstd(var, eps), 1)
+    scales = scale  # of each output channel, by input channel: those of one group, where the groups stand on the inputs
+    if axis != 0:
+        scales = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0).T
+    outputs_first = np.moveaxis(weight, axis, 0)
+    folded = outputs_first * scales.reshape(scales.shape + (1,) * (weight.ndim - 2))
+    return np.moveaxis(folded, 0, axis), (bias - mean) * scale[:, 0] + beta

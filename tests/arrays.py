@@ -2,12 +2,15 @@
 
 SHAPES, LARGE        ranks 2 to 5; LARGE ones need several blocks of sums per channel
 LAYOUTS, broadcasts  ways to lie in memory; LAYOUTS keep the values
+ORDERS, STRIDES      ways to lie in memory that go with each other: `placed`
+pairwise             choices of options in which each pair of values stands together
 HARD, mixture        channels on which batch normalisation tends to lose digits (promise P1)
 EXACT, walsh         channels whose statistics and gradients are known without rounding
 true_..., y_terms .. the formulas in extended precision, with the sum of their absolute terms
 assert_...           the limits of promise P1, and where they come from
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -132,6 +135,79 @@ def memory_of(a):
     while a.base is not None:
         a = a.base
     return a
+
+
+# ---- orders and strides, to be combined
+
+# Axes from the outermost in memory to the innermost, of an array (N, C, ...) of `ndim` axes.
+ORDERS = {
+    "planes": lambda ndim: range(ndim),
+    "channels-last": lambda ndim: [0, *range(2, ndim), 1],
+    "channels-first": lambda ndim: [1, 0, *range(2, ndim)],
+    "samples-last": lambda ndim: [*range(1, ndim), 0],
+    "channels-between": lambda ndim: [0, *range(2, ndim - 1), 1, ndim - 1] if ndim > 2 else range(ndim),
+    "fortran": lambda ndim: range(ndim)[::-1],
+}
+
+# What is taken of a larger array: a slice for each axis of (N, C, ...), and how much larger that is.
+STRIDES = {
+    "whole": lambda shape: ([slice(None)] * len(shape), shape),
+    "first channels": lambda shape: (
+        [slice(None), slice(shape[1]), *[slice(None)] * (len(shape) - 2)],
+        (shape[0], 2 * shape[1] + 5, *shape[2:]),
+    ),
+    "every second sample": lambda shape: (
+        [slice(None, None, 2), *[slice(None)] * (len(shape) - 1)],
+        (2 * shape[0], *shape[1:]),
+    ),
+    "backwards": lambda shape: ([slice(None, None, -1)] * len(shape), shape),
+    "channels backwards": lambda shape: ([slice(None), slice(None, None, -1), ...], shape),
+    "last axis cut": lambda shape: ([..., slice(2, 2 + shape[-1])], (*shape[:-1], shape[-1] + 4)),
+    "every second value": lambda shape: ([..., slice(None, None, 2)], (*shape[:-1], 2 * shape[-1])),
+}
+
+
+def placed(values, order, strides="whole", offset=0):
+    """A copy of an array (N, C, ...) in another order, cut out of a larger array full of NaN."""
+    part, larger = STRIDES[strides](values.shape)
+    axes = list(ORDERS[order](values.ndim))
+    raw = np.empty(int(np.prod(larger)) * values.itemsize + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    memory = raw[start : start + int(np.prod(larger)) * values.itemsize].view(values.dtype)
+    memory[...] = np.nan
+    view = memory.reshape([larger[axis] for axis in axes]).transpose(np.argsort(axes))[tuple(part)]
+    view[...] = values
+    return view
+
+
+# ---- combinations
+
+
+def pairwise(options, seed=0):
+    """Choices, as few as a greedy search finds, in which each pair of values of two options stands together."""
+    names, rng = list(options), np.random.default_rng(seed)
+    places = {name: list(range(len(options[name]))) for name in names}
+    left = {((a, i), (b, j)) for a, b in itertools.combinations(names, 2) for i in places[a] for j in places[b]}
+
+    def pairs(choice):
+        return set(itertools.combinations([(name, choice[name]) for name in names], 2))
+
+    while left:
+        first = dict(min(left))
+        tries = [{name: int(rng.choice(places[name])) for name in names} | first for _ in range(30)]
+        best = max(tries, key=lambda choice: len(pairs(choice) & left))
+        left -= pairs(best)
+        yield {name: list(options[name])[best[name]] for name in names}
+
+
+def name_of_choice(row):
+    """What pytest calls a choice."""
+    return "-".join(getattr(value, "__name__", str(value)).replace(" ", "") for value in row.values())
+
+
+def differing(a, b):
+    """Names of the results whose bytes differ."""
+    return [name for name in a if a[name].tobytes() != b[name].tobytes()]
 
 
 # ---- channels side by side

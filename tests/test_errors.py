@@ -256,23 +256,124 @@ OPTIONS = [
         ]
         for row in rows(TAKES, f"axis {str(axis)[:9]!r}", lambda a, axis=axis: {"axis": axis}, error, f"^axis: {text}")
     ),
-    *rows(
-        WITH_GAMMA, "activation", lambda a: {"activation": "relu"}, NotImplementedError,
-        "^activation: not implemented yet, got 'relu'",
+    *(
+        row
+        for name, error, text in [
+            ("tanh", ValueError, r"expected one of \('relu', 'relu6', 'leaky_relu'\) or None, got 'tanh'"),
+            ("ReLU", ValueError, "expected one of .*got 'ReLU'"),
+            (True, TypeError, "expected one of .*got bool"),
+            (max, TypeError, "expected one of .*got builtin_function_or_method"),
+        ]
+        for row in rows(
+            WITH_GAMMA, f"activation {name!r:.9}", lambda a, n=name: {"activation": n}, error, f"^activation: {text}"
+        )
+    ),
+    *(
+        row
+        for slope, error, text in [
+            (-0.01, ValueError, "expected a number >= 0, got -0.01"),
+            (np.nan, ValueError, "expected a finite number, got nan"),
+            (np.inf, ValueError, "expected a finite number, got inf"),
+            (None, TypeError, "expected a number, got NoneType"),
+            (True, TypeError, "expected a number, got bool"),
+            ("0.01", TypeError, "expected a number, got str"),
+        ]
+        for row in rows(
+            WITH_GAMMA, f"negative_slope {slope}", lambda a, v=slope: {"activation": "leaky_relu", "negative_slope": v},
+            error, f"^negative_slope: {text}",
+        )
+    ),
+    *(
+        row
+        for name, wrong, error, text in [
+            ("shape", lambda a: a.dy[:1], ValueError, r"expected the shape of x, \(2, 3, 4\), got \(1, 3, 4\)"),
+            ("dtype", lambda a: a.dy.astype("f8"), TypeError, "expected the dtype of x, float32, got float64"),
+            ("bool", lambda a: True, TypeError, "expected dtype .*got bool"),
+            ("masked", lambda a: np.ma.array(a.dy), TypeError, "expected a plain array, got a masked array"),
+        ]
+        for row in rows(
+            ("batch_norm", "normalize", *LAYER), f"residual {name}", lambda a, w=wrong: {"residual": w(a)}, error,
+            f"^residual: {text}",
+        )
     ),
     *rows(
-        ("batch_norm", "normalize", *LAYER), "residual", lambda a: {"residual": a.dy}, NotImplementedError,
-        "^residual: not implemented yet, got ndarray",
+        BACKWARD, "residual an array", lambda a: {"residual": a.dy}, TypeError,
+        "^residual: expected a bool, got ndarray",
+    ),
+    *rows(BACKWARD, "residual None", lambda a: {"residual": None}, TypeError, "^residual: expected a bool, got None"),
+    *rows(
+        BACKWARD, "residual without y", lambda a: {"residual": True, "activation": "relu"}, ValueError,
+        "^y: expected the forward's result, needed with residual=True and activation='relu'",
     ),
     *rows(
-        BACKWARD, "residual", lambda a: {"residual": True}, NotImplementedError,
-        "^residual: not implemented yet, got True",
+        BACKWARD, "y of another shape", lambda a: {"residual": True, "activation": "relu", "y": a.out[:1]}, ValueError,
+        r"^y: expected the shape of x, \(2, 3, 4\), got \(1, 3, 4\)",
     ),
     *rows(
-        BACKWARD, "residual an array", lambda a: {"residual": a.dy}, NotImplementedError,
-        "^residual: not implemented yet, got ndarray",
+        BACKWARD, "y of another type", lambda a: {"residual": True, "activation": "relu", "y": a.out.astype("f8")},
+        TypeError, "^y: expected the dtype of x, float32, got float64",
     ),
-    *rows(BACKWARD, "y", lambda a: {"y": a.out}, NotImplementedError, "^y: not implemented yet, got ndarray"),
+    *rows(BACKWARD, "x None", lambda a: {"x": None}, TypeError, "^x: expected an array, got None"),
+    *rows(
+        BACKWARD, "x None, y of text", lambda a: {"x": None, "y": "abc"}, TypeError, "^y: expected dtype .*got <U3",
+    ),
+    *rows(
+        BACKWARD, "x None, relu", lambda a: {"x": None, "y": a.out, "activation": "relu"}, ValueError,
+        "^x: expected the input of the forward, since x cannot be had from y alone: relu keeps nothing of values below",
+    ),
+    *rows(
+        BACKWARD, "x None, relu6", lambda a: {"x": None, "y": a.out, "activation": "relu6"}, ValueError,
+        "^x: .*y alone: relu6 keeps nothing of values below 0",
+    ),
+    *rows(
+        BACKWARD, "x None, slope 0",
+        lambda a: {"x": None, "y": a.out, "activation": "leaky_relu", "negative_slope": 0.0}, ValueError,
+        "^x: .*y alone: leaky_relu with negative_slope 0 keeps nothing of values below 0",
+    ),
+    *rows(
+        BACKWARD, "x None, residual", lambda a: {"x": None, "y": a.out, "residual": True}, ValueError,
+        "^x: .*y alone: a residual was added",
+    ),
+    *rows(
+        BACKWARD, "x None, gamma 0", lambda a: {"x": None, "y": a.out, "gamma": [1.0, 0.0, 2.0]}, ValueError,
+        "^x: .*y alone: gamma is 0 in a channel",
+    ),
+    *rows(
+        GRADIENTS, "one out for two", lambda a: {"residual": True, "out": a.out}, TypeError,
+        r"^out: expected a pair \(dx, dresidual\), got ndarray",
+    ),
+    *rows(
+        GRADIENTS, "three outs for two", lambda a: {"residual": True, "out": (a.out, None, None)}, TypeError,
+        r"^out: expected a pair \(dx, dresidual\), got tuple",
+    ),
+    *rows(
+        GRADIENTS, "two outs for one", lambda a: {"out": (a.out, None)}, TypeError, "^out: expected an array, got tup",
+    ),
+    *rows(
+        GRADIENTS, "dx and dresidual in one place", lambda a: {"residual": True, "out": (a.out, a.out)}, ValueError,
+        "^out: expected memory apart from dx, got an array that overlaps dx",
+    ),
+    *rows(
+        GRADIENTS, "dresidual over x", lambda a: {"residual": True, "out": (None, a.x)}, ValueError,
+        "^out: expected memory apart from x, got an array that overlaps x",
+    ),
+    *rows(
+        GRADIENTS, "dresidual over y",
+        lambda a: {"residual": True, "activation": "relu", "y": a.out, "out": (None, a.out)}, ValueError,
+        "^out: expected memory apart from y, got an array that overlaps y",
+    ),
+    *rows(
+        GRADIENTS, "dx over a part of y",
+        lambda a: {
+            "residual": True, "activation": "relu", "y": a.buffer[:24].reshape(SHAPE),
+            "out": (a.buffer[12:36].reshape(SHAPE), None),
+        }, ValueError, "^out: .*overlaps y",
+    ),
+    *rows(
+        ("batch_norm", "normalize", *LAYER), "over a part of the residual",
+        lambda a: {"residual": a.buffer[:24].reshape(SHAPE), "out": a.buffer[4:28].reshape(SHAPE)}, ValueError,
+        "^out: expected residual itself or memory apart from it, got an array that overlaps residual",
+    ),
     *(
         row
         for flag, functions in [("training", BACKWARD), ("need_dx", GRADIENTS), ("need_params", GRADIENTS)]
@@ -464,8 +565,8 @@ OUT = [
         ValueError, "^out: .*overlaps x",
     ),
     *rows(
-        ("layer",), "x itself in training", lambda a: {"out": a.x}, NotImplementedError,
-        "^out: x itself is not implemented yet for a layer that needs x for backward",
+        ("layer",), "x itself with a residual", lambda a: {"out": a.x, "residual": a.dy}, ValueError,
+        "^out: expected memory apart from x, since x cannot be had from y alone: a residual was added",
     ),
 ]  # fmt: skip
 
@@ -550,7 +651,6 @@ OTHERS = {
     "paper, no value": (
         lambda a: fastbn.population_stats([a.x[:0]], method="paper"), ValueError, "^batches: expected at least one v",
     ),
-    "fold_batch_norm": (lambda a: fastbn.fold_batch_norm(a.x, None), NotImplementedError, "^fold_batch_norm"),
     # layers
     "no argument": (lambda a: fastbn.BatchNorm(), TypeError, "num_features"),
     "num_features 0": (lambda a: fastbn.BatchNorm(0), ValueError, "^num_features: expected at least 1, got 0"),
@@ -583,7 +683,12 @@ OTHERS = {
         lambda a: fastbn.BatchNorm(3, 1e-5, 0.1, True, True, 1), TypeError, "positional",
     ),
     "activation": (
-        lambda a: fastbn.BatchNorm(3, activation="relu"), NotImplementedError, "^activation: not implemented yet",
+        lambda a: fastbn.BatchNorm(3, activation="gelu"), ValueError, "^activation: expected one of .*got 'gelu'",
+    ),
+    "activation 1": (lambda a: fastbn.BatchNorm(3, activation=1), TypeError, "^activation: expected one .*got int"),
+    "negative_slope -1": (
+        lambda a: fastbn.BatchNorm(3, activation="leaky_relu", negative_slope=-1), ValueError,
+        "^negative_slope: expected a number >= 0, got -1",
     ),
     "use_global_stats text": (
         lambda a: fastbn.BatchNorm(3, use_global_stats="no"), TypeError, "^use_global_stats: expected None, True or F",
@@ -688,9 +793,10 @@ def test_wrong_use(call, error, text):
 
 def test_layer_after_a_forward_over_x():
     a = Given()
+    a.frozen.gamma = [1, 0, 2]
     a.frozen(a.x, out=a.x)
     before = a.snapshot()
-    with pytest.raises(RuntimeError, match=r"^backward: the last forward wrote its result over x \(out=x\)"):
+    with pytest.raises(RuntimeError, match=r"^backward: the last forward wrote its result over x .*gamma is 0 in a ch"):
         a.frozen.backward(a.dy)
     assert a.snapshot() == before
 

@@ -3,43 +3,27 @@
 The rows of the tests come from a generator: each pair of options occurs together in at least one of them.
 """
 
-import itertools
-
 import numpy as np
 import pytest
-from arrays import assert_dx, assert_parameter_gradients, assert_stats, assert_y, memory_of, random_array
+from arrays import (
+    ORDERS,
+    STRIDES,
+    assert_dx,
+    assert_parameter_gradients,
+    assert_stats,
+    assert_y,
+    differing,
+    memory_of,
+    name_of_choice,
+    pairwise,
+    placed,
+    random_array,
+)
 
 import fastbn
 from fastbn import reference
 
 EPS = 1e-3
-
-# Axes from the outermost in memory to the innermost, of an array (N, C, ...) of `ndim` axes.
-ORDERS = {
-    "planes": lambda ndim: range(ndim),
-    "channels-last": lambda ndim: [0, *range(2, ndim), 1],
-    "channels-first": lambda ndim: [1, 0, *range(2, ndim)],
-    "samples-last": lambda ndim: [*range(1, ndim), 0],
-    "channels-between": lambda ndim: [0, *range(2, ndim - 1), 1, ndim - 1] if ndim > 2 else range(ndim),
-    "fortran": lambda ndim: range(ndim)[::-1],
-}
-
-# What is taken of a larger array: a slice for each axis of (N, C, ...), and how much larger that is.
-STRIDES = {
-    "whole": lambda shape: ([slice(None)] * len(shape), shape),
-    "first channels": lambda shape: (
-        [slice(None), slice(shape[1]), *[slice(None)] * (len(shape) - 2)],
-        (shape[0], 2 * shape[1] + 5, *shape[2:]),
-    ),
-    "every second sample": lambda shape: (
-        [slice(None, None, 2), *[slice(None)] * (len(shape) - 1)],
-        (2 * shape[0], *shape[1:]),
-    ),
-    "backwards": lambda shape: ([slice(None, None, -1)] * len(shape), shape),
-    "channels backwards": lambda shape: ([slice(None), slice(None, None, -1), ...], shape),
-    "last axis cut": lambda shape: ([..., slice(2, 2 + shape[-1])], (*shape[:-1], shape[-1] + 4)),
-    "every second value": lambda shape: ([..., slice(None, None, 2)], (*shape[:-1], 2 * shape[-1])),
-}
 
 OPTIONS = {
     "order": ORDERS,
@@ -55,41 +39,7 @@ OPTIONS = {
 }
 
 
-def pairwise(options, seed=0):
-    """Choices, as few as a greedy search finds, in which each pair of values of two options stands together."""
-    names, rng = list(options), np.random.default_rng(seed)
-    places = {name: list(range(len(options[name]))) for name in names}
-    left = {((a, i), (b, j)) for a, b in itertools.combinations(names, 2) for i in places[a] for j in places[b]}
-
-    def pairs(choice):
-        return set(itertools.combinations([(name, choice[name]) for name in names], 2))
-
-    while left:
-        first = dict(min(left))
-        tries = [{name: int(rng.choice(places[name])) for name in names} | first for _ in range(30)]
-        best = max(tries, key=lambda choice: len(pairs(choice) & left))
-        left -= pairs(best)
-        yield {name: list(options[name])[best[name]] for name in names}
-
-
 ROWS = list(pairwise(OPTIONS))
-
-
-def name_of(row):
-    return "-".join(getattr(value, "__name__", str(value)).replace(" ", "") for value in row.values())
-
-
-def laid_out(values, order, strides="whole", offset=0):
-    """A copy of an array (N, C, ...) in another order, cut out of a larger array full of NaN."""
-    part, larger = STRIDES[strides](values.shape)
-    axes = list(ORDERS[order](values.ndim))
-    raw = np.empty(int(np.prod(larger)) * values.itemsize + 128, np.uint8)
-    start = -raw.ctypes.data % 64 + offset
-    memory = raw[start : start + int(np.prod(larger)) * values.itemsize].view(values.dtype)
-    memory[...] = np.nan
-    view = memory.reshape([larger[axis] for axis in axes]).transpose(np.argsort(axes))[tuple(part)]
-    view[...] = values
-    return view
 
 
 class Example:
@@ -105,9 +55,9 @@ class Example:
             values[:, 0] = 0.1
         elif row["data"] == "outlier":
             values[0, 0] = 1e6
-        self.x = laid_out(values, row["order"], row["strides"], row["offset"])
+        self.x = placed(values, row["order"], row["strides"], row["offset"])
         self.others = row["order"] if row["others"] == "same" else row["others"]
-        self.dy = laid_out(gradient, self.others, offset=row["offset"])
+        self.dy = placed(gradient, self.others, offset=row["offset"])
         rng = np.random.default_rng(shape[1])
         self.gamma, self.beta = rng.normal(size=(2, shape[1])).astype(np.float32)
 
@@ -135,12 +85,7 @@ class Example:
         return {**found, "mean": stats.mean, "var": stats.var, "dgamma": whole.dgamma, "dbeta": whole.dbeta}
 
 
-def differing(a, b):
-    """Names of the results whose bytes differ."""
-    return [name for name in a if a[name].tobytes() != b[name].tobytes()]
-
-
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@pytest.mark.parametrize("row", ROWS, ids=name_of_choice)
 def test_right_and_the_same_bits(row):
     e = Example(row)
     before = memory_of(e.x).copy(), memory_of(e.dy).copy()
@@ -159,10 +104,10 @@ def test_right_and_the_same_bits(row):
     assert differing({"y": found["inference"]}, found) == []  # split
     assert differing(e.results(axis=1), found) == []
     assert differing(e.results(x=e.x.copy(order="K")), found) == []
-    assert differing(e.results(dy=laid_out(e.dy, row["order"], row["strides"])), found) == []
+    assert differing(e.results(dy=placed(e.dy, row["order"], row["strides"])), found) == []
     zeros = np.zeros_like(e.dy)
     for order, strides in {(row["order"], "whole"), (e.others, row["strides"])}:
-        new = e.results(out=lambda order=order, strides=strides: laid_out(zeros, order, strides, 48))
+        new = e.results(out=lambda order=order, strides=strides: placed(zeros, order, strides, 48))
         assert differing(new, found) == []
     for threads in (1, 3):
         with fastbn.num_threads(threads):
@@ -171,7 +116,7 @@ def test_right_and_the_same_bits(row):
     assert np.array_equal(memory_of(e.dy), before[1])
 
 
-@pytest.mark.parametrize("row", ROWS[::5], ids=name_of)
+@pytest.mark.parametrize("row", ROWS[::5], ids=name_of_choice)
 def test_written_over_an_argument(row):
     e = Example(row)
     found = e.results()
@@ -184,8 +129,8 @@ def test_written_over_an_argument(row):
             fastbn.batch_norm_backward(dy, x, stats, e.gamma, e.beta, training=False, out=x, **o).dx
         ),
     }.items():
-        x = laid_out(e.x, row["order"], row["strides"], row["offset"])
-        dy = laid_out(e.dy, e.others, offset=row["offset"])
+        x = placed(e.x, row["order"], row["strides"], row["offset"])
+        dy = placed(e.dy, e.others, offset=row["offset"])
         around = np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else [])
         result = np.moveaxis(call(e.moved(x), e.moved(dy), axis=e.axis, eps=EPS), e.axis, 1)
         assert result.tobytes() == found[name].tobytes(), name

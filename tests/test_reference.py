@@ -139,6 +139,116 @@ def test_population_of_statistics_is_that_of_their_arrays():
         np.testing.assert_allclose(of_stats.var, of_arrays.var, rtol=1e-15)
 
 
+# ---- activations and residuals
+
+# One channel with mean 3, var 3.5 and eps 0.5: xhat = (x - 3)/2. With gamma = 4 and beta = -2, z = 2*x - 8.
+Z_OF = {"mean": [3.0], "var": [3.5], "gamma": [4.0], "beta": [-2.0], "eps": 0.5}
+XS = np.array([[1.0, 4.0, 4.5, 7.0, 8.0, np.nan]]).T  # z = -6, 0, 1, 6, 8, NaN
+ACTIVATIONS = {  # name: y, act'(z)
+    None: ([-6, 0, 1, 6, 8, np.nan], [1, 1, 1, 1, 1, 1]),
+    "relu": ([0, 0, 1, 6, 8, np.nan], [0, 0, 1, 1, 1, 1]),
+    "relu6": ([0, 0, 1, 6, 6, np.nan], [0, 0, 1, 0, 0, 1]),
+    "leaky_relu": ([-1.5, 0, 1, 6, 8, np.nan], [0.25, 0.25, 1, 1, 1, 0.25]),
+}
+activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+
+
+@activations
+def test_activations(activation):
+    """The kinks, and NaN, with PyTorch's derivatives; what is cut off is 0 even where dy is infinite."""
+    y, slopes = ACTIVATIONS[activation]
+    options = {"activation": activation, "negative_slope": 0.25}
+    np.testing.assert_array_equal(reference.normalize(XS, **Z_OF, **options)[:, 0], y)
+    stats, rest = (Z_OF["mean"], Z_OF["var"]), {k: Z_OF[k] for k in ("gamma", "beta", "eps")}
+    dy = np.arange(10.0, 70, 10)[:, None]
+    found = reference.batch_norm_backward(dy, XS, stats, **rest, **options, training=False)
+    np.testing.assert_array_equal(found.dx[:, 0], 2 * dy[:, 0] * slopes)
+    assert found.dbeta[0] == (dy[:, 0] * slopes).sum()
+    assert found.dresidual is None
+    found = reference.batch_norm_backward(np.full_like(dy, np.inf), XS, stats, **rest, **options, training=False)
+    np.testing.assert_array_equal(found.dx[:, 0], np.where(slopes, np.inf, 0))
+
+
+@activations
+def test_residuals(activation):
+    """z = 2*x - 8 is -6 in all places, and the residual makes it what it was in the test above."""
+    y, slopes = ACTIVATIONS[activation]
+    options = {"activation": activation, "negative_slope": 0.25}
+    x, residual = np.ones((6, 1)), np.array([[0, 6, 7, 12, 14, np.nan]]).T
+    found = reference.normalize(x, **Z_OF, **options, residual=residual)
+    np.testing.assert_array_equal(found[:, 0], y)
+    stats, rest = (Z_OF["mean"], Z_OF["var"]), {k: Z_OF[k] for k in ("gamma", "beta", "eps")}
+    dy = np.arange(10.0, 70, 10)[:, None]
+    dx, dgamma, dbeta, dresidual = reference.batch_norm_backward(
+        dy, x, stats, **rest, **options, residual=True, y=found, training=False
+    )
+    np.testing.assert_array_equal(dresidual[:, 0], dy[:, 0] * slopes)
+    np.testing.assert_array_equal(dx, 2 * dresidual)
+    assert dbeta[0] == dresidual.sum()
+    assert dgamma[0] == -dresidual.sum()  # xhat = -1
+    assert not np.shares_memory(dresidual, dy)
+
+
+def test_gradients_behind_an_activation_are_those_of_what_it_lets_through():
+    """Channel 0 of test_backward with gamma = 6 and beta = 3: z = 3*(x - 3) + 3 = -3, 0, 3, 12."""
+    stats = BatchStats(4, MEAN, VAR)
+    dy = DY.copy()
+    dy[0, 0] = 5, 7  # of x = 1, 2, where relu cuts off: dy = 0, 0, 0, 8 in what follows
+    found = reference.batch_norm_backward(dy, X, stats, [6, 6], [3, 3], eps=0.5, activation="relu")
+    # sum 8, sum(dy*xmu) = 24, dgamma = 12: dx = 3*(dy - 2 - xhat*12/4), xhat = -1, -1/2, 0, 3/2.
+    assert found.dx[:, 0].tolist() == [[3, -1.5], [-6, 4.5]]
+    assert (found.dgamma[0], found.dbeta[0]) == (12, 8)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_kinks_are_looked_for_in_what_half_types_hold(name):
+    """gamma = 1, beta = 6 - 2**-12: stored in 8 or 11 bits that is 6, where relu6 has no slope; in float32 it has."""
+    half = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name) if name == "bfloat16" else name)
+    options = {"gamma": [1.0], "beta": [6 - 2.0**-12], "activation": "relu6", "training": False}
+    for dtype, slope in ((half, 0), (np.dtype(np.float32), 1)):
+        x = np.zeros((2, 1), dtype)
+        assert reference.batch_norm_backward(x + dtype.type(1), x, ([0.0], [1.0]), eps=0, **options).dx[0, 0] == slope
+        # read from a y that the reference has not rounded
+        y = reference.normalize(x, [0.0], [1.0], [1.0], [6 - 2.0**-12], eps=0, activation="relu6", residual=x)
+        found = reference.batch_norm_backward(
+            x + dtype.type(1), x, ([0.0], [1.0]), eps=0, **options, residual=True, y=y
+        )
+        assert found.dresidual[0, 0] == slope
+    # Half types are computed in float32: there this is 2**-25, half way, and goes to 0; at once it would be 2**-24.
+    assert reference._stored(np.array([2.0**-25 * (1 + 2.0**-40)]), np.zeros(1, np.float16))[0] == 0
+
+
+def test_from_y_alone():
+    """After an in-place forward: the gradients are those from x, also for negative gamma and below the kink."""
+    x, dy, gamma, beta = (np.random.default_rng(0).normal(size=s) for s in [(5, 3, 4), (5, 3, 4), 3, 3])
+    for activation in (None, "leaky_relu"):
+        options = {"activation": activation, "negative_slope": 0.25, "eps": 0.1}
+        y, stats = reference.batch_norm(x, gamma, beta, **options)
+        for training in (True, False):
+            expected = reference.batch_norm_backward(dy, x, stats, gamma, beta, **options, training=training)
+            found = reference.batch_norm_backward(dy, None, stats, gamma, beta, **options, training=training, y=y)
+            for a, b in zip(found[:3], expected[:3], strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        constant = reference.batch_norm_backward(dy, None, stats._replace(var=0 * stats.var), y=0 * y, eps=0)
+        assert (constant.dx == 0).all()
+
+
+def test_out_of_a_backward_with_a_residual_is_a_pair():
+    x, dy = np.random.default_rng(0).normal(size=(2, 5, 3))
+    stats = reference.batch_stats(x)
+    expected = reference.batch_norm_backward(dy, x, stats, residual=True)
+    assert np.array_equal(expected.dresidual, dy)
+    dx, over = np.empty_like(x), dy.copy()
+    found = reference.batch_norm_backward(over, x, stats, residual=True, out=(dx, over))
+    assert found.dx is dx
+    assert found.dresidual is over
+    assert np.array_equal(dx, expected.dx)
+    assert np.array_equal(over, dy)
+    found = reference.batch_norm_backward(over, x, stats, residual=True, out=(over, None))
+    assert np.array_equal(over, expected.dx)
+    assert np.array_equal(found.dresidual, dy)
+
+
 # ---- the paper (Ioffe and Szegedy 2015)
 
 
