@@ -160,14 +160,14 @@ def short_cases() -> list[Case]:
 
 
 def full_cases() -> list[Case]:
-    """Four networks in float32 and float64 with every option; ResNet-50 and matrices in other orders, types, fusions."""
+    """Four networks in float32, float64 with every option; ResNet-50 and matrices in other orders, types, fusions."""
     shapes = dict.fromkeys(shape for network in NETWORKS.values() for shape in network)
     threads = [*dict.fromkeys((1, fastbn.get_num_threads()))]
-    outs = ((True, False), (False, False), (True, True))
+    calls: list[dict[str, bool]] = [{}, {"out": False}, {"cold": True}]
     found = [
-        Case(batch, *shape, what, dtype, n, out, cold)
-        for shape, batch, what, dtype, n, (out, cold) in product(
-            shapes, (1, 8, 32), PASSES, ("float32", "float64"), threads, outs
+        Case(batch, *shape, what=what, dtype=dtype, threads=n, **how)
+        for shape, batch, what, dtype, n, how in product(
+            shapes, (1, 8, 32), PASSES, ("float32", "float64"), threads, calls
         )
     ]
     types = ("float32", "float64", *half_types())
@@ -177,11 +177,13 @@ def full_cases() -> list[Case]:
         for shape, what, dtype, n, order in product(resnet, PASSES, types, threads, ORDERS)
         if order != "NC"
     ]
-    found += [matrix(*shape, *options) for shape, *options in product(MATRICES, PASSES, types, threads)]
-    fusions = ((None, True), *((name, residual) for name in ("relu", "relu6", "leaky_relu") for residual in (False, True)))
+    found += [matrix(*shape, what, dtype, n) for shape, what, dtype, n in product(MATRICES, PASSES, types, threads)]
+    activations = (None, "relu", "relu6", "leaky_relu")
     found += [
         Case(32, *shape, what, threads=n, order=order, activation=activation, residual=residual)
-        for shape, what, n, order, (activation, residual) in product(resnet, PASSES, threads, ("NCHW", "NHWC"), fusions)
+        for shape, what, n, order, activation, residual in product(
+            resnet, PASSES, threads, ("NCHW", "NHWC"), activations, (False, True)
+        )
     ]
     found += [Case(32, *shape, what, threads=n) for shape, what, n in product(resnet, STREAMS, threads)]
     return [*dict.fromkeys(found)]

@@ -34,7 +34,7 @@ def fastbn_steps(p: Prepared) -> Call | None:
         stored = y if case.residual else fastbn.batch_norm(x, *affine, axis=axis, activation=case.activation)[0]
         kept = dresidual if case.residual else np.empty_like(out)
 
-        def backward() -> Array:
+        def backward() -> Any:
             multiply_by_slope(dy, stored, case.activation, kept)
             return fastbn.batch_norm_backward(kept, x, p.stats, *affine, axis=axis, out=out).dx
 
@@ -149,15 +149,15 @@ def pytorch(p: Prepared) -> Call | None:
     """As users call it; activations in place."""
     import torch
 
-    case, t, F = p.case, Tensors(p), torch.nn.functional
+    case, t, functions = p.case, Tensors(p), torch.nn.functional
     if case.what not in PASSES:
         return None
     invstd = 1 / torch.sqrt(t.var + 1e-5)
     activations: dict[str | None, Callable[[Any], Any]] = {
         None: lambda z: z,
         "relu": torch.relu_,
-        "relu6": lambda z: F.relu6(z, inplace=True),
-        "leaky_relu": lambda z: F.leaky_relu_(z, SLOPE),
+        "relu6": lambda z: functions.relu6(z, inplace=True),
+        "leaky_relu": lambda z: functions.leaky_relu_(z, SLOPE),
     }
     gradients: dict[str | None, Callable[[Any], Any]] = {
         None: lambda dy: dy,
@@ -169,7 +169,7 @@ def pytorch(p: Prepared) -> Call | None:
 
     def forward(training: bool) -> Any:
         mean, var = (None, None) if training else (t.mean, t.var)
-        z = F.batch_norm(t.x, mean, var, t.gamma, t.beta, training)
+        z = functions.batch_norm(t.x, mean, var, t.gamma, t.beta, training)
         return activated(z if t.residual is None else z.add_(t.residual))
 
     stored = forward(True) if case.activation else None

@@ -18,7 +18,7 @@ AT_ONCE = 1 << 18  # values whose float64 reference is computed at a time: it st
 
 # The absolute terms of a result add up to some 24, or 29 with a residual: four roundings of them are 116 units.
 # (float64: the reference rounds too, in sums of all values.)
-TOLERANCE = {"float32": 120 * 2.0**-24, "float64": 120 * 2.0**-50, "float16": 120 * 2.0**-24, "bfloat16": 120 * 2.0**-24}
+TOLERANCE = dict.fromkeys(("float32", "float16", "bfloat16"), 120 * 2.0**-24) | {"float64": 120 * 2.0**-50}
 
 # The last rounding, to a half type, in parts of the value (subnormals are nearer than the tolerance).
 LAST_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -68,7 +68,7 @@ class Prepared:
         self.case = case
         sets = max(2, CACHE * 2 // case.bytes + 1) if case.cold else 1
         self.memory = [self.allocate() for _ in range(sets)]
-        self.buffers = [Buffers(*(None if m is None else case.view(m) for m in flat)) for flat in self.memory]
+        self.buffers = [Buffers(*map(self.view, flat)) for flat in self.memory]
         self.to_move = [self.moves(flat) for flat in self.memory]
         rng = np.random.default_rng(0)
         for flat in self.memory:
@@ -90,6 +90,10 @@ class Prepared:
         count = 5 if self.case.residual else 2
         return Buffers(aligned(of_x, dtype), *(aligned(size, dtype) for _ in range(count)))
 
+    def view(self, memory: Any) -> Any:
+        """Flat memory, where there is any, in the order of the case."""
+        return None if memory is None else self.case.view(memory)
+
     @property
     def options(self) -> dict[str, Any]:
         """What all calls of this case are given."""
@@ -98,7 +102,7 @@ class Prepared:
     def call(self, b: Buffers) -> Any:
         """The call that is timed: y or dx."""
         case, affine, options = self.case, (self.gamma, self.beta), self.options
-        out = b.out if case.out else None
+        out: Any = b.out if case.out else None
         if case.what == "statistics":
             return fastbn.batch_stats(b.x, axis=case.axis).mean
         if case.what == "training":
@@ -114,7 +118,7 @@ class Prepared:
             options |= {"training": False, "need_params": case.what == "frozen"}
         return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, out=out, **options).dx
 
-    def expected(self, channels: slice) -> tuple[Array, Array]:
+    def expected(self, channels: slice) -> tuple[Any, Array]:
         """The float64 reference's y or dx of some channels, these on axis 1, and z: what the activation was given."""
         b, what = self.buffers[0], self.case.what
         x, dy, residual = (None if a is None else self.wide(a, channels) for a in (b.x, b.dy, b.residual))
@@ -150,7 +154,8 @@ class Prepared:
         if self.case.what == "statistics":
             right = self.wide(b.x, everything).mean((0, 2, 3))
         else:
-            right = reference.batch_norm_backward(self.wide(b.dy, everything), self.wide(b.x, everything), self.stats).dgamma
+            x, dy = self.wide(b.x, everything), self.wide(b.dy, everything)
+            right = reference.batch_norm_backward(dy, x, self.stats).dgamma
         self.judge(float(np.abs(got - right).max() / np.abs(right).max()), 1e-5)
 
     def check(self, got: Array, tolerance: float) -> None:
@@ -232,7 +237,7 @@ class Prepared:
 
 
 def fill(a: Array, rng: np.random.Generator) -> None:
-    """Flat memory with random values, which repeat after a million: to draw a gigabyte of them takes longer than to time it."""
+    """With random values, which repeat after a million: to draw a gigabyte of them takes longer than to time it."""
     values = rng.standard_normal(min(a.size, 1_000_003), np.float32).astype(a.dtype)
     for start in range(0, a.size, values.size):
         part = a[start : start + values.size]

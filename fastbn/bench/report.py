@@ -24,7 +24,8 @@ class Report:
     def say(self, *lines: str) -> None:
         """Print and keep lines."""
         self.lines += lines
-        print(*lines, sep="\n", flush=True)
+        for line in lines:
+            print(line, flush=True)
 
     def table(self, title: str, head: str, found: Iterable[T], row: Callable[[T], str]) -> list[T]:
         """Print and keep a row for each figure as it is found; returns the figures."""
@@ -83,7 +84,9 @@ class Race:
         lines = []
         for what in dict.fromkeys(result.case.what for result in results):
             ran = [r.ratios for r in results if r.case.what == what]
-            means = [number(geometric_mean([r[n] for r in ran]) if all(n in r for r in ran) else None) for n in self.names]
+            means = [
+                number(geometric_mean([r[n] for r in ran]) if all(n in r for r in ran) else None) for n in self.names
+            ]
             lines.append(self.cells(what, "geometric mean", means))
         return lines + wrong(results)
 
