@@ -163,12 +163,14 @@ def full_cases() -> list[Case]:
     """Four networks in float32, float64 with every option; ResNet-50 and matrices in other orders, types, fusions."""
     shapes = dict.fromkeys(shape for network in NETWORKS.values() for shape in network)
     threads = [*dict.fromkeys((1, fastbn.get_num_threads()))]
-    calls: list[dict[str, bool]] = [{}, {"out": False}, {"cold": True}]
     found = [
-        Case(batch, *shape, what=what, dtype=dtype, threads=n, **how)
-        for shape, batch, what, dtype, n, how in product(
-            shapes, (1, 8, 32), PASSES, ("float32", "float64"), threads, calls
-        )
+        Case(batch, *shape, what, dtype, n, out, cold)
+        for shape in shapes
+        for batch in (1, 8, 32)
+        for what in PASSES
+        for dtype in ("float32", "float64")
+        for n in threads
+        for out, cold in ((True, False), (False, False), (True, True))
     ]
     types = ("float32", "float64", *half_types())
     resnet = NETWORKS["ResNet-50"]
