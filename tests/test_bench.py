@@ -10,6 +10,7 @@ from pathlib import Path
 import compare
 import numpy as np
 import pytest
+import steps
 import targets
 
 import fastbn
@@ -542,6 +543,22 @@ def test_bad_counts(option, value, capsys):
 )
 def test_sizes_are_told_as_people_say_them(count, text):
     assert report.size(count) == text
+
+
+# ---- the chain of ten layers
+
+
+def test_in_place_saves_one_array_a_layer():
+    shape = (8, 16, 112, 112)
+    apart, in_place = (steps.chain_taken(way, shape, 1)[0] for way in ("y apart", "in place"))
+    assert apart == pytest.approx(2 * steps.LAYERS + 1, abs=0.5)  # and the gradient
+    assert apart - in_place == pytest.approx(steps.LAYERS - 1, abs=0.5)  # while the last works it has z and its dz
+
+
+def test_the_chain_has_the_same_gradient_in_place():
+    apart, in_place = (steps.chain((4, 6, 14, 14), way)() for way in (False, True))
+    np.testing.assert_allclose(in_place, apart, atol=1e-3)
+    assert np.abs(apart).max() > 0.1
 
 
 # ---- the targets
