@@ -219,6 +219,15 @@ def test_streams_are_counted():
         Case(1, 1, 1, "statistics"): 1,
     }
     assert {case: case.streams for case in counted} == counted
+    in_steps = {
+        Case(1, 1, 1, "training"): 2,
+        Case(1, 1, 1, "training", activation="relu"): 4,
+        Case(1, 1, 1, "inference", activation="relu", residual=True): 7,
+        Case(1, 1, 1, "backward"): 3,
+        Case(1, 1, 1, "backward", activation="relu"): 6,
+        Case(1, 1, 1, "backward", activation="relu", residual=True): 6,
+    }
+    assert {case: case.streams_in_steps for case in in_steps} == in_steps
 
 
 @pytest.mark.parametrize("dtype", half_types())
@@ -414,7 +423,7 @@ def test_a_wrong_contender_has_no_ratio_and_is_named(monkeypatch):
     assert table.head.split() == ["pass", "x", "fastbn", "NumPy", "formula", "onnxruntime"]
     assert table.ratios(result).split() == ["training", SMALL.label, "2.50", "wrong", "-"]
     assert table.microseconds(result).split()[2:] == ["2.00", "wrong", "-"]
-    assert table.memory(result).split()[2:] == ["1.00", "wrong", "-"]
+    assert table.memory(result).split()[2:] == ["1.00", "wrong", "-", "2", "2"]
     foot = table.foot([result, race.Result(SMALL, {"fastbn": 10.0})])
     assert foot[0].split() == ["training", "geometric", "mean", "5.00", "-", "-"]
     assert foot[-1] == f"not timed: NumPy formula, {SMALL}: off"

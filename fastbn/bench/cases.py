@@ -111,6 +111,15 @@ class Case:
         return sum(STREAMS[self.what]) + added
 
     @property
+    def streams_in_steps(self) -> int:
+        """The same one step after the other, each reading what it needs once: the pass alone, then in its place + and
+        activation; in the backward, first dy times the slope at y into an array of its own."""
+        activated = self.activation is not None
+        if self.what == "backward":
+            return 3 + (3 if activated else 2 * self.residual)
+        return 2 + 3 * self.residual + 2 * activated
+
+    @property
     def bytes(self) -> int:
         """That must be moved."""
         return self.streams * self.array_bytes

@@ -166,7 +166,10 @@ def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> lis
     table = report.Race(cases, names)
     results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
     said.say(*report.wrong(results))
-    said.table("Fusions: memory beyond the arguments, in arrays of the size of x", table.head, results, table.memory)
+    title = (
+        "Fusions: memory beyond the arguments, in arrays of the size of x; arrays read and written, fused and in steps"
+    )
+    said.table(title, table.memory_head, results, table.memory)
     return results
 
 

@@ -69,10 +69,16 @@ class Race:
         """Of a call."""
         return self.row(result, lambda name: number(1e6 * result.seconds[name] if name in result.seconds else None))
 
+    @property
+    def memory_head(self) -> str:
+        """As `head`, for `memory`."""
+        return f"{self.head}  moved  in steps"
+
     def memory(self, result: Result) -> str:
-        """At the peak, beyond the arguments, in arrays as large as x."""
+        """At the peak, beyond the arguments, in arrays as large as x; and how many of these are read and written."""
         taken = {name: b / result.case.array_bytes for name, b in result.memory.items() if b is not None}
-        return self.row(result, lambda name: number(taken.get(name)))
+        cells = self.row(result, lambda name: number(taken.get(name)))
+        return f"{cells}  {result.case.streams:5}  {result.case.streams_in_steps:8}"
 
     def row(self, result: Result, figure: Callable[[str], str]) -> str:
         """A case of the race."""
