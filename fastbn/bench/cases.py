@@ -113,7 +113,8 @@ class Case:
     @property
     def streams_in_steps(self) -> int:
         """The same one step after the other, each reading what it needs once: the pass alone, then in its place + and
-        activation; in the backward, first dy times the slope at y into an array of its own."""
+        activation; in the backward, first dy times the slope at y into an array of its own.
+        """
         activated = self.activation is not None
         if self.what == "backward":
             return 3 + (3 if activated else 2 * self.residual)
