@@ -11,45 +11,81 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import compare
 
 CASES = ["training", "inference", "backward"]
-SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7)]
-CALLS = 5
+SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7)]  # batch, channels, height
+RELU = {"activation": "relu"}
+# Each other kind on one shape: its name, how the array lies, its dtype, and the options of the calls.
+KINDS = [
+    ("relu", (8, 16, 28), "NCHW", "float32", RELU),
+    ("relu-residual", (8, 16, 28), "NCHW", "float32", RELU | {"residual": True}),
+    *((f"{dtype}", (8, 16, 28), "NCHW", dtype, {}) for dtype in ("float16", "bfloat16")),
+    ("NHWC", (8, 64, 14), "NHWC", "float32", {}),
+    ("NHWC-relu", (8, 64, 14), "NHWC", "float32", RELU),
+    *((f"NHWC-{dtype}", (8, 64, 14), "NHWC", dtype, {}) for dtype in ("float16", "bfloat16")),
+    ("NC", (2048, 64, 1), "NC", "float32", {}),
+]
 WORK = """
-import sys, numpy as np, fastbn
-what, shape, calls = sys.argv[1], tuple(map(int, sys.argv[2].split(","))), int(sys.argv[3])
+import os, sys, json, ml_dtypes, numpy as np, fastbn
 fastbn.set_num_threads(1)
-x = (np.arange(np.prod(shape)) % 7).astype(np.float32).reshape(shape)
-dy, out, mean, var = x[::-1].copy(), np.empty_like(x), x.mean((0, 2, 3)), x.var((0, 2, 3))
-stats = fastbn.BatchStats(x.size // shape[1], mean, var)
-for _ in range(calls):
+for what, (n, c, h), order, dtype, options in json.loads(sys.argv[1]):
+    shape = {"NCHW": (n, c, h, h), "NHWC": (n, h, h, c), "NC": (n, c)}[order]
+    options["axis"] = -1 if order == "NHWC" else 1
+    x = (np.arange(np.prod(shape)) % 7).reshape(shape).astype(dtype)
+    dy, out, y = x[::-1].copy(), np.empty_like(x), x - x.dtype.type(3)
+    mean, var = np.full(c, 3, np.float32), np.full(c, 4, np.float32)
+    stats = fastbn.BatchStats(x.size // c, mean, var)
+    if options.get("residual") and what == "backward":
+        options["y"], out = y, (out, np.empty_like(x))
+    elif options.get("residual"):
+        options["residual"] = dy
     if what == "training":
-        fastbn.batch_norm(x, out=out)
+        fastbn.batch_norm(x, out=out, **options)
     elif what == "inference":
-        fastbn.normalize(x, mean, var, out=out)
+        fastbn.normalize(x, mean, var, out=out, **options)
     else:
-        fastbn.batch_norm_backward(dy, x, stats, out=out)
+        fastbn.batch_norm_backward(dy, x, stats, out=out, **options)
+    os.getppid()  # where valgrind writes down what it has counted since the last time
 """
 
 
-def per_value(what: str, *shape: int) -> float:
-    """Instructions of a call's kernel per value of x."""
+def counted(cases: Sequence[Sequence[object]]) -> list[int]:
+    """Instructions of the kernel of one call for each case. One process: to start it takes longer than all calls."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--dump-before=getppid"]
+        command += [f"--toggle-collect=*{kernel}*" for kernel in ("run_planes", "run_rows")]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        asked = [sys.executable, "-c", WORK, json.dumps(cases)]
+        ran = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, check=False)
+        dumps = sorted(Path(folder).glob("out.*"), key=lambda path: int(path.suffix[1:]))
+        found = [
+            int(count) for path in dumps for count in re.findall(r"^totals: (\d+)", path.read_text(), re.MULTILINE)
+        ]
+    if ran.returncode or len(found) != len(cases) or 0 in found:
+        raise RuntimeError(f"valgrind told the counts {found} of {len(cases)} cases: {ran.stderr[-500:]}")
+    return found
+
+
+def counts() -> dict[str, float]:
+    """Instructions a value of every case, by its name."""
+    rows = [("", shape, "NCHW", "float32", {}) for shape in SHAPES] + KINDS
+    asked = [(name, [what, *kind]) for name, *kind in rows for what in CASES]
+    found = {}
+    for (name, case), count in zip(asked, counted([case for _, case in asked]), strict=True):
+        what, shape = case[:2]
+        found["-".join(filter(None, (what, "x".join(map(str, shape)), name)))] = round(count / values(shape), 3)
+    return found
+
+
+def values(shape: tuple[int, int, int]) -> int:
+    """Of x."""
     batch, channels, height = shape
-    text = f"{batch},{channels},{height},{height}"
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*run_planes*"]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, sys.executable, "-c", WORK, what, text, str(CALLS)],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found = re.search(r"Collected : (\d+)", ran.stderr)
-    if found is None or found[1] == "0":
-        raise RuntimeError(f"valgrind told no count: {ran.stderr[-500:]}")
-    return int(found[1]) / CALLS / (batch * channels * height * height)
+    return batch * channels * height * height
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("old", nargs="?", metavar="OLD.json", help="counts to compare with")
     parser.add_argument("--store", metavar="NEW.json", help="where to put the counts")
     args = parser.parse_args(argv)
-    new = {f"{what}-{'x'.join(map(str, s))}": round(per_value(what, *s), 3) for s in SHAPES for what in CASES}
+    new = counts()
     if args.store:
         Path(args.store).write_text(json.dumps(new, indent=1) + "\n")
     table, more = compare.compare(json.loads(Path(args.old).read_text()) if args.old else new, new)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 
 import fastbn
 from fastbn.bench import pictures, race, report, scaling, sizes
-from fastbn.bench.cases import NETWORKS, PASSES, Case
+from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, Case, half_types, matrix
+from fastbn.bench.contenders import CONTENDERS
 from fastbn.bench.measure import Timing
 from fastbn.commands import check_extra, writeable_folder
 
@@ -23,17 +24,29 @@ class Plan:
     rounds: int
     sizes: Sequence[int]  # bytes of x
     scaled: tuple[int, int]  # channels, height of the array for the scaling
+    kinds: tuple[int, int]  # of those in other orders and types, and of those with fusions
+    matrices: Sequence[tuple[int, int]]
+    small: Sequence[tuple[int, int, int]]  # batch, channels, height
 
 
-FULL = Plan(NETWORKS["ResNet-50"], 32, 9, [1 << e for e in range(10, 31)], (256, 56))
-QUICK = Plan([(64, 56), (256, 14), (512, 7)], 8, 3, [1 << e for e in range(10, 25, 2)], (256, 56))
+FULL = Plan(
+    NETWORKS["ResNet-50"], 32, 9, [1 << e for e in range(10, 31)], (256, 56), (512, 28), MATRICES,
+    [(2, 8, 4), (4, 16, 8), (8, 32, 8), (1, 64, 7), (1, 64, 14), (8, 64, 7)],
+)  # fmt: skip
+QUICK = Plan(
+    [(64, 56), (256, 14), (512, 7)], 8, 3, [1 << e for e in range(10, 25, 2)], (256, 56), (64, 28), MATRICES[:1],
+    [(2, 8, 4)],
+)  # fmt: skip
 
 
 @dataclass
 class Results:
-    """What was measured: the race, the sweep over sizes, the scaling over threads."""
+    """What was measured: the races, the sweep over sizes, the scaling over threads."""
 
     shapes: list[race.Result]
+    kinds: list[race.Result]
+    fusions: list[race.Result]
+    small: list[race.Result]
     sizes: list[Timing]
     scaling: list[scaling.Scaled]
 
@@ -41,6 +54,10 @@ class Results:
         """For bench.json."""
         return {
             "shapes": {str(r.case): r.ratios for r in self.shapes},
+            "kinds": {str(r.case): r.ratios for r in self.kinds},
+            "fusions": {str(r.case): r.ratios for r in self.fusions},
+            "memory": {str(r.case): r.memory for r in self.fusions},
+            "small": {str(r.case): r.seconds for r in self.small},
             "sizes": {str(t.case): [t.gb_per_s, t.floor_gb_per_s, t.ratio] for t in self.sizes},
             "threads": {str(s.timing.case): [s.timing.ratio, s.speedup, s.floor_speedup] for s in self.scaling},
         }
@@ -85,6 +102,9 @@ def run(
     said.say(*report.head())
     results = Results(
         time_shapes(said, [Case(batch, *shape, what) for what in PASSES for shape in plan.shapes], rounds),
+        time_kinds(said, kinds(batch, *plan.kinds) + matrices(plan.matrices), rounds),
+        time_fusions(said, fusions(batch, *plan.kinds), rounds),
+        time_small(said, [Case(*shape, what, out=False) for shape in plan.small for what in PASSES], rounds),
         time_sizes(said, plan.sizes, rounds),
         time_threads(said, (batch, *plan.scaled), scaling.steps(threads), rounds),
     )
@@ -96,18 +116,73 @@ def run(
     return results
 
 
+def kinds(batch: int, channels: int, height: int) -> list[Case]:
+    """One shape in other memory orders and dtypes."""
+    options = [("float32", "NHWC"), ("float32", "slice"), *product(half_types(), ("NCHW", "NHWC"))]
+    return [
+        Case(batch, channels, height, what, dtype, order=order) for what in PASSES for dtype, order in options
+    ]  # fmt: skip
+
+
+def matrices(shapes: Sequence[tuple[int, int]]) -> list[Case]:
+    """(N, C)."""
+    return [matrix(*shape, what) for what in PASSES for shape in shapes]
+
+
+def fusions(batch: int, channels: int, height: int) -> list[Case]:
+    """One shape with activations, and with a residual."""
+    options = [("relu", False), ("relu6", False), ("leaky_relu", False), ("relu", True)]
+    return [
+        Case(batch, channels, height, what, activation=activation, residual=residual)
+        for what in PASSES
+        for activation, residual in options
+    ]
+
+
 def time_shapes(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
     """(a): the race."""
-    names = race.installed()
+    names = race.installed(name for name in CONTENDERS if name != "fastbn, in steps")
     title = f"Time over floor, one thread, medians of {rounds} rounds"
-    row = partial(report.shapes_row, names=names)
-    results = said.table(title, report.shapes_head(names), race.race(cases, rounds), row)
-    said.say(*report.shapes_foot(results, names))
+    table = report.Race(cases, names)
+    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
+    said.say(*table.foot(results))
     return results
 
 
+def time_kinds(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
+    """(b): the race in other orders and types."""
+    names = race.installed(["fastbn", "np.copyto", "NumPy formula", "PyTorch", "PyTorch, output reused"])
+    title = f"Other memory orders and types: time over floor, one thread, medians of {rounds} rounds"
+    table = report.Race(cases, names)
+    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
+    said.say(*report.wrong(results))
+    return results
+
+
+def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
+    """(c): fused against step by step, and what memory each takes."""
+    names = race.installed(["fastbn", "fastbn, in steps", "NumPy formula", "PyTorch"])
+    title = f"Fusions: time over floor, one thread, medians of {rounds} rounds"
+    table = report.Race(cases, names)
+    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
+    said.say(*report.wrong(results))
+    title = (
+        "Fusions: memory beyond the arguments, in arrays of the size of x; arrays read and written, fused and in steps"
+    )
+    said.table(title, table.memory_head, results, table.memory)
+    return results
+
+
+def time_small(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
+    """(d): calls on small arrays, without out=."""
+    names = race.installed(["fastbn", "NumPy formula", "PyTorch"])
+    title = f"Small arrays: microseconds a call, one thread, medians of {rounds} rounds"
+    table = report.Race(cases, names)
+    return said.table(title, table.head, race.race(cases, rounds, names), table.microseconds)
+
+
 def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[Timing]:
-    """(b): those sizes that fit into memory."""
+    """(e): those sizes that fit into memory."""
     title = f"Speed over the size of x, one thread, medians of {rounds} rounds"
     fit = sizes.fitting(wanted)
     timings = said.table(title, report.SIZES_HEAD, sizes.sweep(fit, rounds), report.sizes_row)
@@ -119,6 +194,6 @@ def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[
 def time_threads(
     said: report.Report, shape: tuple[int, int, int], threads: Sequence[int], rounds: int
 ) -> list[scaling.Scaled]:
-    """(c): the scaling."""
+    """(f): the scaling."""
     title = f"Scaling over threads, {shape[0]}x{shape[1]}x{shape[2]}x{shape[2]}, medians of {rounds} rounds"
     return said.table(title, report.THREADS_HEAD, scaling.scale(shape, threads, rounds), report.threads_row)

@@ -1,7 +1,6 @@
 """The floor: the same bytes at the speed of memory. The only place that reaches past fastbn's public names."""
 
 from collections.abc import Callable
-from math import prod
 from time import perf_counter
 from typing import Any
 
@@ -18,14 +17,19 @@ def move(x: Array, dy: Array | None, out: Array, stream: bool) -> None:
     _core.floor(x, dy, out, stream)
 
 
-def aligned(shape: tuple[int, ...], dtype: str) -> Array:
-    """An array for `move`: it begins at a multiple of 64 bytes, and every page of it has been written once."""
-    itemsize = np.dtype(dtype).itemsize
-    raw = np.empty(prod(shape) + 64 // itemsize, dtype)
-    start = -raw.ctypes.data % 64 // itemsize
-    a = raw[start : start + prod(shape)].reshape(shape)
+def aligned(size: int, dtype: "np.dtype[Any]") -> Array:
+    """Flat memory for `move`: it begins at a multiple of 64 bytes, and every page of it has been written once."""
+    raw = np.empty(size + 64 // dtype.itemsize, dtype)
+    start = -raw.ctypes.data % 64 // dtype.itemsize
+    a = raw[start : start + size]
     a[...] = 1
     return a
+
+
+def as_moved(memory: Array, size: int) -> Array:
+    """The first `size` values of flat memory as `move` takes them: half types as float32 of as many bytes."""
+    a = memory[:size]
+    return a if a.itemsize >= 4 else a[: size // 2 * 2].view(np.float32)
 
 
 def seconds(work: Callable[[], object], repeat: int) -> float:

@@ -2,22 +2,30 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastbn
 from fastbn import reference
-from fastbn.bench.cases import Case
-from fastbn.bench.floor import Array, aligned, move, seconds
+from fastbn.bench.cases import STREAMS, Case, dtype_of
+from fastbn.bench.floor import Array, aligned, as_moved, move, seconds
 from fastbn.commands import CannotRunError
 
 CACHE = 64 << 20  # bytes: larger than the last-level cache of most machines, by which cold cases cycle
 AT_ONCE = 1 << 18  # values whose float64 reference is computed at a time: it stays in the caches
 
-# The absolute terms of a result add up to some 24: four roundings of them are 96 units. (float64: the reference
-# rounds too, in sums of all values.)
-TOLERANCE = {"float32": 100 * 2.0**-24, "float64": 100 * 2.0**-50}
+# The absolute terms of a result add up to some 24, or 29 with a residual: four roundings of them are 116 units.
+# (float64: the reference rounds too, in sums of all values.)
+TOLERANCE = dict.fromkeys(("float32", "float16", "bfloat16"), 120 * 2.0**-24) | {"float64": 120 * 2.0**-50}
+
+# The last rounding, to a half type, in parts of the value (subnormals are nearer than the tolerance).
+LAST_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
+SLOPE = 0.01
+NEAR = 1e-3  # to a kink: others' float32 sums may have seen the value on its other side
 
 
 class WrongResultError(CannotRunError):
@@ -25,11 +33,32 @@ class WrongResultError(CannotRunError):
 
 
 class Buffers(NamedTuple):
-    """The arrays of one call."""
+    """The arrays of one call; the last three where there is a residual."""
 
     x: Array
     dy: Array
     out: Array
+    residual: Any = None
+    y: Any = None
+    dresidual: Any = None
+
+
+def activate(z: Array, name: str | None) -> Array:
+    """NumPy's words for an activation."""
+    if name == "relu":
+        return np.maximum(z, 0)
+    if name == "relu6":
+        return np.clip(z, 0, 6)
+    return z if name is None else np.where(z > 0, z, z.dtype.type(SLOPE) * z)
+
+
+def gradient(dy: Array, z: Array, name: str | None) -> Array:
+    """dy behind an activation of z; of its result it is the same."""
+    if name == "relu":
+        return dy * (z > 0)
+    if name == "relu6":
+        return dy * ((z > 0) & (z < 6))
+    return dy if name is None else np.where(z > 0, dy, dy.dtype.type(SLOPE) * dy)
 
 
 class Prepared:
@@ -37,61 +66,144 @@ class Prepared:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        rng = np.random.default_rng(0)
         sets = max(2, CACHE * 2 // case.bytes + 1) if case.cold else 1
-        self.buffers = [Buffers(*(aligned(case.shape, case.dtype) for _ in range(3))) for _ in range(sets)]
-        for b in self.buffers:
-            fill(b.x, rng)
-            fill(b.dy, rng)
-        self.gamma, self.beta = rng.standard_normal((2, case.channels)).astype(case.dtype)
-        self.stats = fastbn.batch_stats(self.buffers[0].x)
+        self.memory = [self.allocate() for _ in range(sets)]
+        self.buffers = [Buffers(*map(self.view, flat)) for flat in self.memory]
+        self.to_move = [self.moves(flat) for flat in self.memory]
+        rng = np.random.default_rng(0)
+        for flat in self.memory:
+            for memory in (flat.x, flat.dy, flat.residual):
+                if memory is not None:
+                    fill(memory, rng)
+        vectors = np.float64 if case.dtype == "float64" else np.float32
+        self.gamma, self.beta = rng.standard_normal((2, case.channels)).astype(vectors)
+        self.stats = fastbn.batch_stats(self.buffers[0].x, axis=case.axis)
         self.turn = 0
+        if case.residual and case.activation and case.what == "backward":
+            for b in self.buffers:
+                fastbn.batch_norm(b.x, self.gamma, self.beta, residual=b.residual, out=b.y, **self.options)
+
+    def allocate(self) -> Buffers:
+        """Flat memory for one call."""
+        size, dtype = prod(self.case.shape), dtype_of(self.case.dtype)
+        of_x = 2 * size if self.case.order == "slice" else size
+        count = 5 if self.case.residual else 2
+        return Buffers(aligned(of_x, dtype), *(aligned(size, dtype) for _ in range(count)))
+
+    def view(self, memory: Any) -> Any:
+        """Flat memory, where there is any, in the order of the case."""
+        return None if memory is None else self.case.view(memory)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all calls of this case are given."""
+        return {"axis": self.case.axis, "activation": self.case.activation, "negative_slope": SLOPE}
 
     def call(self, b: Buffers) -> Any:
         """The call that is timed: y or dx."""
-        out = b.out if self.case.out else None
-        if self.case.what == "training":
-            return fastbn.batch_norm(b.x, self.gamma, self.beta, out=out)[0]
-        if self.case.what == "inference":
-            return fastbn.normalize(b.x, self.stats.mean, self.stats.var, self.gamma, self.beta, out=out)
-        return fastbn.batch_norm_backward(b.dy, b.x, self.stats, self.gamma, self.beta, out=out).dx
+        case, affine, options = self.case, (self.gamma, self.beta), self.options
+        out: Any = b.out if case.out else None
+        if case.what == "statistics":
+            return fastbn.batch_stats(b.x, axis=case.axis).mean
+        if case.what == "training":
+            return fastbn.batch_norm(b.x, *affine, residual=b.residual, out=out, **options)[0]
+        if case.what == "inference":
+            return fastbn.normalize(b.x, *self.stats[1:], *affine, residual=b.residual, out=out, **options)
+        if case.what == "params":
+            return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, need_dx=False, **options).dgamma
+        if case.residual:
+            options |= {"residual": True, "y": b.y if case.activation else None}
+            out = (b.out, b.dresidual) if case.out else None
+        if case.what.startswith("frozen"):
+            options |= {"training": False, "need_params": case.what == "frozen"}
+        return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, out=out, **options).dx
 
-    def expected(self, channels: slice) -> Any:
-        """The float64 reference's y or dx of some channels."""
-        x, dy, _ = (a[:, channels] for a in self.buffers[0])
+    def expected(self, channels: slice) -> tuple[Any, Array]:
+        """The float64 reference's y or dx of some channels, these on axis 1, and z: what the activation was given."""
+        b, what = self.buffers[0], self.case.what
+        x, dy, residual = (None if a is None else self.wide(a, channels) for a in (b.x, b.dy, b.residual))
         count, mean, var = self.stats
         stats = fastbn.BatchStats(count, mean[channels], var[channels])
         gamma, beta = self.gamma[channels], self.beta[channels]
-        if self.case.what == "training":
-            return reference.batch_norm(x, gamma, beta)[0]
-        if self.case.what == "inference":
-            return reference.normalize(x, stats.mean, stats.var, gamma, beta)
-        return reference.batch_norm_backward(dy, x, stats, gamma, beta).dx
+        if what == "training":
+            z = reference.batch_norm(x, gamma, beta)[0]
+        else:
+            z = reference.normalize(x, stats.mean, stats.var, gamma, beta)
+        if residual is not None:
+            z += residual
+        if what in ("training", "inference"):
+            return activate(z, self.case.activation), z
+        assert dy is not None
+        dz = gradient(dy, z, self.case.activation)
+        training = not what.startswith("frozen")
+        return reference.batch_norm_backward(dz, x, stats, gamma, beta, training=training).dx, z
+
+    def wide(self, a: Array, channels: slice) -> Array:
+        """Some channels of an array, on axis 1, in float64."""
+        return np.moveaxis(a, self.case.axis, 1)[:, channels].astype(np.float64)
 
     def verify(self) -> None:
         """Compare one call with the reference."""
         with fastbn.num_threads(self.case.threads):
-            self.check(self.call(self.buffers[0]), TOLERANCE[self.case.dtype])
+            got = self.call(self.buffers[0])
+        self.check(got, TOLERANCE[self.case.dtype])
+
+    def check_vector(self, got: Array) -> None:
+        """Compare means, or gradients of gamma, with the reference."""
+        b, everything = self.buffers[0], slice(None)
+        if self.case.what == "statistics":
+            right = self.wide(b.x, everything).mean((0, 2, 3))
+        else:
+            x, dy = self.wide(b.x, everything), self.wide(b.dy, everything)
+            right = reference.batch_norm_backward(dy, x, self.stats).dgamma
+        self.judge(float(np.abs(got - right).max() / np.abs(right).max()), 1e-5)
 
     def check(self, got: Array, tolerance: float) -> None:
-        """Compare a y or dx with the reference; WrongResultError where it is wrong."""
+        """Compare a y, a dx or a vector with the reference; WrongResultError where it is wrong."""
+        if self.case.what in ("statistics", "params"):
+            self.check_vector(got)
+            return
         some = max(1, AT_ONCE * self.case.channels // got.size)
         for start in range(0, self.case.channels, some):
             channels = slice(start, start + some)
-            off = np.abs(got[:, channels] - self.expected(channels)).max()
-            if not off <= tolerance:
-                raise WrongResultError(
-                    f"{self.case}: a wrong result, off by {off:.2g} where {tolerance:.2g} is granted"
-                )
+            right, z = self.expected(channels)
+            off = np.abs(self.wide(got, channels) - right) - LAST_ROUNDING.get(self.case.dtype, 0) * np.abs(right)
+            if self.case.what == "backward":
+                for kink in KINKS.get(self.case.activation or "", ()):
+                    off[np.abs(z - kink) < NEAR] = 0
+            self.judge(float(off.max()), tolerance)
 
-    def next_buffers(self) -> Buffers:
-        """The buffers in turn: all the same when warm, long unused ones when cold."""
-        self.turn += 1
-        return self.buffers[self.turn % len(self.buffers)]
+    def judge(self, off: float, tolerance: float) -> None:
+        """WrongResultError where a result is too far off."""
+        if not off <= tolerance:
+            raise WrongResultError(f"{self.case}: a wrong result, off by {off:.2g} where {tolerance:.2g} is granted")
+
+    def moves(self, flat: Buffers) -> list[tuple[Array, Array | None, Array]]:
+        """What `move` moves: as many arrays are read and written as in the case (or see `share`)."""
+        size = prod(self.case.shape)
+        x, dy, out, residual, y, dresidual = (None if m is None else as_moved(m, size) for m in flat)
+        assert x is not None
+        assert out is not None
+        if self.case.what != "backward" or not self.case.residual:
+            added = dy if STREAMS[self.case.what][0] == 2 else residual
+            return [(x, added, out)]
+        assert dy is not None
+        assert dresidual is not None
+        if self.case.activation is None:
+            return [(x, None, out), (dy, None, dresidual)]
+        assert y is not None
+        return [(x, dy, out), (y, None, dresidual)]
+
+    @property
+    def share(self) -> float:
+        """Of the floor's bytes, where a case only reads."""
+        moved = sum(2 if added is None else 3 for _, added, _ in self.to_move[0])
+        return self.case.streams / moved
 
     def once(self) -> None:
-        """One call on the next buffers."""
-        self.call(self.next_buffers())
+        """One call on the next buffers: all the same when warm, long unused ones when cold."""
+        self.turn = (self.turn + 1) % len(self.buffers)
+        self.call(self.buffers[self.turn])
 
     @property
     def repeat(self) -> int:
@@ -99,13 +211,14 @@ class Prepared:
         return max(1, int(2e6) // self.case.bytes)
 
     def floor(self) -> float:
-        """Seconds of a copy or a triad of as many bytes: the faster of an ordinary and a streaming one."""
-        return min(self.seconds(partial(self.move, stream)) for stream in (True, False))
+        """Seconds of copies and triads of as many bytes: the faster of ordinary and streaming ones."""
+        return self.share * min(self.seconds(partial(self.move, stream)) for stream in (True, False))
 
     def move(self, stream: bool) -> None:
-        """The copy or the triad."""
-        b = self.next_buffers()
-        move(b.x, b.dy if self.case.what == "backward" else None, b.out, stream)
+        """The copies and triads, in the next memory."""
+        self.turn = (self.turn + 1) % len(self.buffers)
+        for arrays in self.to_move[self.turn]:
+            move(*arrays, stream)
 
     def warm(self, work: Callable[[], object]) -> None:
         """Call it once where its arrays may be in the caches: the floor's streaming stores have driven them out."""
@@ -125,10 +238,9 @@ class Prepared:
 
 def fill(a: Array, rng: np.random.Generator) -> None:
     """With random values, which repeat after a million: to draw a gigabyte of them takes longer than to time it."""
-    values = rng.standard_normal(min(a.size, 1_000_003), np.float32)
-    flat = a.reshape(-1)
+    values = rng.standard_normal(min(a.size, 1_000_003), np.float32).astype(a.dtype)
     for start in range(0, a.size, values.size):
-        part = flat[start : start + values.size]
+        part = a[start : start + values.size]
         part[:] = values[: part.size]
 
 

@@ -7,7 +7,7 @@ floor in the contender's process; the ratio is taken within it.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -19,15 +19,17 @@ from fastbn.bench.contenders import CONTENDERS
 from fastbn.bench.measure import WrongResultError
 from fastbn.commands import CannotRunError
 
-ARRAYS = 7  # as large as x, at most, in each process: x, dy, out, and four of the NumPy formula's or PyTorch's
+ARRAYS = 10  # as large as x, at most, in each process: x, dy, out, a residual's three, and four of the formula's
 
 
 @dataclass
 class Result:
-    """A case: each contender's median time over floor, and those whose answer was wrong (they have no ratio)."""
+    """A case: each contender's medians, and those whose answer was wrong (they have none)."""
 
     case: Case
-    ratios: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)  # time over floor
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)  # bytes at the peak beyond the arguments
     wrong: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,36 +67,40 @@ class Racer:
         return json.loads(answer)
 
 
-def installed() -> list[str]:
-    """The contenders that can take part."""
-    return [name for name, contender in CONTENDERS.items() if contender.installed]
+def installed(names: Iterable[str] = tuple(CONTENDERS)) -> list[str]:
+    """The contenders, of these, that can take part."""
+    return [name for name in names if CONTENDERS[name].installed]
 
 
-def check_memory(cases: Sequence[Case]) -> None:
+def check_memory(cases: Sequence[Case], names: Sequence[str]) -> None:
     """CannotRunError where the arrays of all processes would not fit."""
-    need = ARRAYS * len(installed()) * max(case.array_bytes for case in cases)
+    need = ARRAYS * len(names) * max(case.array_bytes for case in cases)
     if need > (free := machine.free_memory()):
         raise CannotRunError(
             f"the race takes {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: try a smaller --batch"
         )
 
 
-def race(cases: Sequence[Case], rounds: int) -> Iterator[Result]:
+def race(cases: Sequence[Case], rounds: int, names: Sequence[str]) -> Iterator[Result]:
     """The cases one after the other, as they are done. A wrong answer of fastbn's ends the race."""
-    check_memory(cases)
+    check_memory(cases, names)
     with ExitStack() as stack:
-        racers = [stack.enter_context(Racer(name)) for name in installed()]
+        racers = [stack.enter_context(Racer(name)) for name in names]
         for case in cases:
             result = Result(case)
-            ratios: dict[str, list[float]] = {racer.name: [] for racer in racers}
+            found: dict[str, list[Mapping[str, Any]]] = {racer.name: [] for racer in racers}
             for turn in range(rounds + 1):
                 for racer in racers:
                     answer = racer.round(case)
                     if answer["wrong"]:
                         result.wrong[racer.name] = answer["wrong"]
                     elif answer["ratio"] is not None and turn > 0:  # the first round warms up
-                        ratios[racer.name].append(answer["ratio"])
+                        found[racer.name].append(answer)
             if "fastbn" in result.wrong:
                 raise WrongResultError(result.wrong["fastbn"])
-            result.ratios = {name: median(found) for name, found in ratios.items() if found}
+            for name, answers in found.items():
+                if answers:
+                    result.ratios[name] = median(answer["ratio"] for answer in answers)
+                    result.seconds[name] = median(answer["seconds"] for answer in answers)
+                    result.memory[name] = answers[0]["memory"]
             yield result

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import fastbn
 from fastbn.bench import machine
+from fastbn.bench.cases import Case
 from fastbn.bench.measure import Timing
 from fastbn.bench.race import Result
 from fastbn.bench.scaling import Scaled
@@ -23,7 +24,8 @@ class Report:
     def say(self, *lines: str) -> None:
         """Print and keep lines."""
         self.lines += lines
-        print(*lines, sep="\n", flush=True)
+        for line in lines:
+            print(line, flush=True)
 
     def table(self, title: str, head: str, found: Iterable[T], row: Callable[[T], str]) -> list[T]:
         """Print and keep a row for each figure as it is found; returns the figures."""
@@ -47,31 +49,62 @@ def head() -> list[str]:
     ]
 
 
-def shapes_head(names: Sequence[str]) -> str:
-    """The columns of the race: contenders."""
-    return shapes_cells("pass", "shape", names, names)
+class Race:
+    """The tables of a race: pass and case to the left, a column for each contender."""
+
+    def __init__(self, cases: Sequence[Case], names: Sequence[str]) -> None:
+        self.names = names
+        self.width = max(14, *(len(case.label) for case in cases))
+
+    @property
+    def head(self) -> str:
+        """The contenders' names."""
+        return self.cells("pass", "x", self.names)
+
+    def ratios(self, result: Result) -> str:
+        """Time over floor in a case."""
+        return self.row(result, lambda name: number(result.ratios.get(name)))
+
+    def microseconds(self, result: Result) -> str:
+        """Of a call."""
+        return self.row(result, lambda name: number(1e6 * result.seconds[name] if name in result.seconds else None))
+
+    @property
+    def memory_head(self) -> str:
+        """As `head`, for `memory`."""
+        return f"{self.head}  moved  in steps"
+
+    def memory(self, result: Result) -> str:
+        """At the peak, beyond the arguments, in arrays as large as x; and how many of these are read and written."""
+        taken = {name: b / result.case.array_bytes for name, b in result.memory.items() if b is not None}
+        cells = self.row(result, lambda name: number(taken.get(name)))
+        return f"{cells}  {result.case.streams:5}  {result.case.streams_in_steps:8}"
+
+    def row(self, result: Result, figure: Callable[[str], str]) -> str:
+        """A case of the race."""
+        found = ["wrong" if name in result.wrong else figure(name) for name in self.names]
+        return self.cells(result.case.what, result.case.label, found)
+
+    def foot(self, results: Sequence[Result]) -> list[str]:
+        """Geometric means of the ratios, and what was wrong."""
+        lines = []
+        for what in dict.fromkeys(result.case.what for result in results):
+            ran = [r.ratios for r in results if r.case.what == what]
+            means = [
+                number(geometric_mean([r[n] for r in ran]) if all(n in r for r in ran) else None) for n in self.names
+            ]
+            lines.append(self.cells(what, "geometric mean", means))
+        return lines + wrong(results)
+
+    def cells(self, what: str, case: str, found: Sequence[str]) -> str:
+        """Under the contenders' names."""
+        figures = [f"{cell:>{max(6, len(name))}}" for cell, name in zip(found, self.names, strict=True)]
+        return "  ".join([f"{what:9}", f"{case:{self.width}}", *figures])
 
 
-def shapes_row(result: Result, names: Sequence[str]) -> str:
-    """A case of the race."""
-    cells = ["wrong" if name in result.wrong else number(result.ratios.get(name)) for name in names]
-    return shapes_cells(result.case.what, result.case.shape_name, cells, names)
-
-
-def shapes_foot(results: Sequence[Result], names: Sequence[str]) -> list[str]:
-    """Geometric means, and what was wrong."""
-    lines = []
-    for what in dict.fromkeys(result.case.what for result in results):
-        ran = [r.ratios for r in results if r.case.what == what]
-        means = [geometric_mean([r[name] for r in ran]) if all(name in r for r in ran) else None for name in names]
-        lines.append(shapes_cells(what, "geometric mean", list(map(number, means)), names))
-    return lines + [f"not timed: {text}" for result in results for text in result.wrong.values()]
-
-
-def shapes_cells(what: str, shape: str, cells: Sequence[str], names: Sequence[str]) -> str:
-    """Pass and shape to the left, figures to the right, under the contenders' names."""
-    figures = [f"{cell:>{max(6, len(name))}}" for cell, name in zip(cells, names, strict=True)]
-    return "  ".join([f"{what:9}", f"{shape:14}", *figures])
+def wrong(results: Sequence[Result]) -> list[str]:
+    """Who gave what wrong answer."""
+    return [f"not timed: {text}" for result in results for text in result.wrong.values()]
 
 
 def number(ratio: float | None) -> str:

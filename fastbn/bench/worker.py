@@ -8,6 +8,7 @@ from fastbn import set_num_threads
 from fastbn.bench.cases import Case
 from fastbn.bench.contenders import CONTENDERS, Call
 from fastbn.bench.measure import Prepared, WrongResultError
+from fastbn.bench.memory import peak_of
 
 
 class Entry:
@@ -18,21 +19,23 @@ class Entry:
         contender = CONTENDERS[name]
         self.call: Call | None = contender.prepare(self.prepared)
         self.wrong: str | None = None
+        self.memory: int | None = None
         if self.call is None:
             return
         try:
             contender.check(self.prepared, self.call())
+            self.memory = peak_of(self.call)
         except WrongResultError as error:
             self.call, self.wrong = None, f"{name}, {error}"
 
     def round(self) -> dict[str, float | str | None]:
-        """Time over floor, once each; the process has just been asleep, so both have run once before."""
+        """Time, and over the floor, once each; the process has just been asleep, so both have run once before."""
         if self.call is None:
             return {"ratio": None, "wrong": self.wrong}
         self.prepared.move(stream=True)
         self.call()
         took, floor = self.prepared.round(self.call)
-        return {"ratio": took / floor, "wrong": None}
+        return {"ratio": took / floor, "seconds": took, "memory": self.memory, "wrong": None}
 
 
 def work(name: str) -> None:
