@@ -32,8 +32,8 @@ DIRECTIVES = {
 # Never -ffast-math or any of its parts: sums would be reordered, NaN lost. (See the promises in fastbn/__init__.py.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off"], "msvc": ["/O2", "/fp:precise"]}
 
-# GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy a
-# line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), and calls inline
+# GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy
+# a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), and calls inline
 # functions inside loops, registers saved and all, when it thinks a module large. Other compilers do not need it.
 KEEP_LANE_LOOPS = [
     "--param",

@@ -129,11 +129,6 @@ def no_values(x: np.ndarray) -> NoReturn:
     raise ValueError(f"x: expected at least one value per channel, got shape {x.shape}")
 
 
-def not_yet(**options: Any) -> NoReturn:
-    """Say which argument belongs to a part that is not built yet."""
-    raise NotImplementedError(str(options))
-
-
 def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
     """(count, mean, var) from the argument stats; without training a pair (mean, var) will do."""
     if isinstance(stats, BatchStats):

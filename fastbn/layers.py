@@ -206,7 +206,7 @@ class BatchNorm:
             gamma, beta, _, _ = _core.copies(gamma, beta, None, None)
             stats = BatchStats._of(stats)
         else:
-            mean, var = self._running_mean, self._running_var  # type: ignore[assignment]
+            mean, var = self._running_mean, self._running_var
             y = _core.normalize(x, mean, var, gamma, beta, *options, residual, out)
             gamma, beta, *stats = _core.copies(gamma, beta, mean, var)
         reads_y = in_place or (residual is not None and self.activation is not None)

@@ -280,6 +280,12 @@ def test_the_same_bits(row):
             assert differing(case.results(split=threads == 3), found) == []
 
 
+def is_planes(x):
+    """Whether an axis longer than 1 stands inside that of the channels, axis 1."""
+    others = [abs(step) for k, step in enumerate(x.strides) if k != 1 and x.shape[k] > 1]
+    return x.shape[1] == 1 or not others or min(others) <= abs(x.strides[1])
+
+
 @pytest.mark.parametrize("row", ROWS, ids=name_of_choice)
 def test_fused_is_one_after_the_other(row):
     """The activation of y without one; the gradients of dy behind the mask. (Zeros may differ in sign.)"""
@@ -303,7 +309,12 @@ def test_fused_is_one_after_the_other(row):
         return  # the slope is multiplied into gamma there, and not rounded to the type of dy
     plain = case.backward(None, stats, dy=placed(g, case.others), activation=None, residual=False)
     for name in ("dx", "dgamma", "dbeta"):
-        assert np.array_equal(getattr(plain, name), getattr(found, name)), name
+        a, b = getattr(plain, name), getattr(found, name)
+        if is_planes(case.x) or row["dtype"] != np.float64:
+            assert np.array_equal(a, b), name
+        else:  # sums behind an activation or a residual are added up in another order where the channels are innermost
+            atol = np.finfo(np.float64).eps * np.abs(a).max() * case.x.size
+            np.testing.assert_allclose(a, b, rtol=1e-6 if a.dtype == np.float32 else 0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("row", ROWS[::3], ids=name_of_choice)
