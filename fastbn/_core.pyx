@@ -345,11 +345,18 @@ cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
     return call
 
 
+cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
+    if call.storage != AS_IS:
+        return 2
+    return 8 if call.dtype == FLOAT64 else 4
+
+
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
              cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
     cdef View x_view, dy_view, out_view, y_view, dresidual_view
     cdef Order order = memory_order(order_of, channels)
+    cdef Py_ssize_t scratch
     if call.values == 0:
         return 0
     if x is not None:
@@ -367,27 +374,8 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if dresidual is not None:
         view(dresidual, channels, &dresidual_view)
         call.dresidual = &dresidual_view
-    if order == ROWS and (call.gated or call.from_y or call.y != NULL or (dy is not None and not call.backward)):
-        order = PLANES      # loops over rows know no activation and no residual: values are gathered
-        if call.measure and not call.backward:
-            run_order(call, ROWS, NULL)
-            call.measure = False
-    return run_order(call, order, call.out)
-
-
-cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
-    if call.storage != AS_IS:
-        return 2
-    return 8 if call.dtype == FLOAT64 else 4
-
-
-cdef int run_order(Call *call, Order order, const View *out) except -1:
-    """Run the kernel for a memory order, with `out` or without."""
-    cdef Py_ssize_t scratch
-    cdef const View *whole = call.out
-    call.out = out
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
-    call.stream = out != NULL and call.values*call.channels*itemsize_of(call) >= STREAM_FROM
+    call.stream = out is not None and call.values*call.channels*itemsize_of(call) >= STREAM_FROM
     scratch = scratch_bytes(call, order)
     if scratch:
         call.scratch = <char *>PyMem_Malloc(scratch)
@@ -396,8 +384,6 @@ cdef int run_order(Call *call, Order order, const View *out) except -1:
     with nogil:
         KERNELS.run[<int>order](call)
     PyMem_Free(call.scratch)
-    call.scratch = NULL
-    call.out = whole
     return 0
 
 

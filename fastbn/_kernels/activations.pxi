@@ -22,16 +22,17 @@ cdef inline void activate_line(real *z, real *below, const Activation *act) noex
         z[k] = upper if upper < z[k] else z[k]
 
 
-cdef inline void gate_line(const real *dy, const real *z, real *g, real above, real below,
+cdef inline void gate_line(const real *dy, const real *z, real *g, held above, held below, Py_ssize_t column,
                            const Activation *act) noexcept nogil:
     """g = dy*above where z > 0, else dy*below; 0 where y stays at a bound. The same for z and for y."""
     cdef Py_ssize_t k
     cdef real lower = <real>act.lower, upper = <real>act.upper
     cdef real by[LANES]
     cdef real kept[LANES]
-    cdef real v
+    cdef real v, b
     for k in range(LANES):
-        by[k] = above if z[k] > 0 else below
+        v, b = number(above, column + k, z), number(below, column + k, z)
+        by[k] = v if z[k] > 0 else b
     for k in range(LANES):
         kept[k] = dy[k]*by[k]
     for k in range(LANES):
@@ -44,11 +45,10 @@ cdef inline void gate_line(const real *dy, const real *z, real *g, real above, r
 
 # ---- z again
 
-cdef inline void z_of_line(const real *x, real *z, const Coefficients *f) noexcept nogil:
+cdef inline void z_of_line(const real *x, real *z, const numbers *f, Py_ssize_t column) noexcept nogil:
     cdef Py_ssize_t k
-    cdef real center = <real>f.center, mul = <real>f.mul, add = <real>f.z_add
     for k in range(LANES):
-        z[k] = (x[k] - center)*mul + add
+        z[k] = (x[k] - number(f.center, column + k, x))*number(f.mul, column + k, x) + number(f.z_add, column + k, x)
 
 
 cdef inline void round_line(float *line, const stored *typed) noexcept nogil:
@@ -72,7 +72,7 @@ cdef inline double stored_z(const stored *x, const Coefficients *f) noexcept nog
 
 # ---- gradients behind an activation, for their sums
 
-cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const Coefficients *f) noexcept nogil:
+cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column) noexcept nogil:
     cdef double z64[LANES]
     cdef double g64[LANES]
     cdef float z32[LANES]
@@ -80,33 +80,39 @@ cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const Coeffic
     cdef float x32[LANES]
     cdef float dy32[LANES]
     if stored is double:
-        z_of_line(x, <double *>z64, f)
-        gate_line(dy, <const double *>z64, <double *>g64, 1, f.act.slope, &f.act)
+        z_of_line(x, <double *>z64, f, column)
+        gate_line(dy, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act)
         return lanes_load(g64)
     elif stored is float:
-        z_of_line(x, <float *>z32, f)
-        gate_line(dy, <const float *>z32, <float *>g32, 1, <float>f.act.slope, &f.act)
+        z_of_line(x, <float *>z32, f, column)
+        gate_line(dy, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act)
         return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
-        z_of_line(<const float *>x32, <float *>z32, f)
+        z_of_line(<const float *>x32, <float *>z32, f, column)
         round_line(z32, x)
-        gate_line(<const float *>dy32, <const float *>z32, <float *>g32, 1, <float>f.act.slope, &f.act)
+        gate_line(<const float *>dy32, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act)
         return lanes_widen(g32)
 
 
-cdef inline lanes_t gated_lanes_each(const stored *dy, const stored *x, const Coefficients *f) noexcept nogil:
-    """The same where z was computed in float64."""
+cdef inline lanes_t gated_lanes_each(const stored *dy, const stored *x, const numbers *f,
+                                     Py_ssize_t column) noexcept nogil:
+    """The same where z of some channels was computed in float64."""
     cdef double dy64[LANES]
     cdef double z64[LANES]
     cdef double g64[LANES]
+    cdef double line[LANES]
     cdef Py_ssize_t k
     for k in range(LANES):
         dy64[k] = value_of(dy + k)
-        z64[k] = stored_z(x + k, f)
-    gate_line(<const double *>dy64, <const double *>z64, <double *>g64, 1, f.act.slope, &f.act)
-    return lanes_load(g64)
+        z64[k] = stored_z(x + k, of_column(f, column + k))
+    gate_line(<const double *>dy64, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act)
+    lanes_store(line, gated_lanes(dy, x, f, column))
+    for k in range(LANES):
+        if of_column(f, column + k).z_wide:
+            line[k] = g64[k]
+    return lanes_load(line)
 
 
 # ---- gradients of which y tells
@@ -116,14 +122,12 @@ cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const
     cdef float dy32[LANES]
     cdef float y32[LANES]
     cdef float g32[LANES]
-    if stored is double:
-        gate_line(dy, y, g, 1, act.slope, act)
-    elif stored is float:
-        gate_line(dy, y, g, 1, <float>act.slope, act)
+    if stored is float or stored is double:
+        gate_line(dy, y, g, 1.0, act.slope, 0, act)
     else:
         widen(dy, dy32, LANES)
         widen(y, y32, LANES)
-        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1, <float>act.slope, act)
+        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, 0, act)
         narrow(g32, g, LANES)
 
 

@@ -69,11 +69,6 @@ cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
     return 0 if v == NULL else v.step[0]
 
 
-cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
-    """Whether y tells of act'(z), and dy*act'(z) has no place but a tile."""
-    return call.y != NULL and call.dresidual == NULL
-
-
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
@@ -82,7 +77,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.plane = call.plane
     plan.rows = call.values//call.plane
     plan.blocks = block_count(call.channels, call.values, PLANES)
-    plan.dy = call.dy if call.dresidual == NULL else call.dresidual
+    plan.dy = read_as_dy(call)
     plan.gate_late = call.dresidual != NULL and not call.measure
     plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == call.plane
     plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
@@ -216,7 +211,7 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
         c = due.c + k
         plan.loops.sweep_span(
             row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
-            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes)
+            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
     else:
         sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 
@@ -226,9 +221,10 @@ cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, c
     cdef const Plan *plan = channel.plan
     if channel.far:
         plan.loops.sum_spans_again(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about,
-                                   &channel.lanes)
+                                   &channel.lanes, NULL)
     else:
-        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about, &channel.lanes)
+        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about, &channel.lanes,
+                             NULL)
 
 
 # ---- short rows: some samples of a channel are summed in one go; results go through the channels of each sample
@@ -250,7 +246,7 @@ cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept 
             for k in range(some):
                 gate_rows(plan, c + k, row, 1)
         plan.loops.apply_spans(row_start(plan.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
-                               &plan.neighbour, some, plan.plane, due.coefficients + place.k, due.carry)
+                               &plan.neighbour, some, plan.plane, due.coefficients + place.k, due.carry, NULL)
         rows -= some
         place.k += some
         if place.k == due.count:
@@ -365,10 +361,10 @@ cdef double first_pivot(const Channel *channel) noexcept nogil:
     cdef Lanes lanes
     clear_lanes(&lanes)
     about.center = 0
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &about, &lanes)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &about, &lanes, NULL)
     about.center = lanes_sum(lanes_load(lanes.s))
     clear_lanes(&lanes)
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &about, &lanes)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &about, &lanes, NULL)
     value = about.center + lanes_sum(lanes_load(lanes.s))/length
     return value if isfinite(value) else 0.0
 
@@ -430,7 +426,7 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         length = min(left, run - start)
         plan.loops.apply_spans(row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip,
                                row_start(call.out, c, row) + skip, &plan.neighbour, 1, length,
-                               due.coefficients + k, due.carry)
+                               due.coefficients + k, due.carry, NULL)
         left -= length
         row += 1
         start = skip = 0
@@ -450,7 +446,7 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         length = min(CHUNK, end - begin)
         read_values(due.plan, c, begin, length, &tiles, &x, &dy)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, due.coefficients + k, NULL)
+        loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, due.coefficients + k, NULL, NULL)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)
         begin += length
 
@@ -478,7 +474,7 @@ cdef void apply_from(const Due *due, Py_ssize_t first) noexcept nogil:
 
 
 cdef inline void put_owed_results(const Plan *plan, Carry *carry) noexcept nogil:
-    plan.loops.apply_spans(NULL, NULL, NULL, &plan.neighbour, 0, 0, NULL, carry)
+    plan.loops.apply_spans(NULL, NULL, NULL, &plan.neighbour, 0, 0, NULL, carry, NULL)
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -20,18 +20,19 @@ cdef enum:
 
 cdef struct Table:
     Call *call
-    RowLoops loops
+    Loops loops
     Py_ssize_t side_by_side     # rows of the array that make one row
     Py_ssize_t width            # columns of a row
     Py_ssize_t rows             # the last one may be shorter
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
     Py_ssize_t tile_width
-    bint in_place               # no array must be gathered
+    const View *dy              # what loops read as dy: dresidual, where there is one
+    bint in_place               # no value must be gathered, or gated on the way
     bint flat                   # and there are no gaps between rows
     bint stream
     bint second                 # attempt: only the tiles that need it
     double *center              # per column: what the sums are taken about
-    char *far                   # per column: whether that is not what the first attempt of float32 is about
+    char *far                   # per column: whether the loops of a first attempt will not do
     ColumnSums parts            # of all blocks
     Columns columns
 
@@ -94,17 +95,49 @@ cdef inline char *open_run(const Table *table, const View *v, Py_ssize_t start, 
     return <char *>tile
 
 
-cdef inline char *open_row(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t column, Py_ssize_t width,
-                           char *tile) noexcept nogil:
-    """Where columns of a row are; what is not in place is gathered in the tile. NULL: no array."""
+cdef inline char *row_in_place(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
+    """Where a column of a row is, of a table that is in place. NULL: no array."""
     if v == NULL:
         return NULL
     if table.flat:
         return v.data + (row*table.width + column)*table.loops.itemsize
-    if table.in_place:
-        return value_in_row(v, row, column)
-    move_values(table, v, row*table.width + column, width, tile, False)
-    return tile
+    return value_in_row(v, row, column)
+
+
+cdef void gate_run(const Table *table, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """dresidual = dy*act', for a run of values."""
+    cdef double dy_tile[CHUNK]
+    cdef double y_tile[CHUNK]
+    cdef double g_tile[CHUNK]
+    cdef const Call *call = table.call
+    cdef Py_ssize_t some
+    cdef char *g
+    while length > 0:
+        some = length if table.in_place else min(CHUNK, length)
+        g = open_run(table, call.dresidual, start, some, g_tile, False)
+        table.loops.gate_span(open_run(table, call.dy, start, some, dy_tile, True),
+                              open_run(table, call.y, start, some, y_tile, True), g, some, &call.act)
+        if g == <char *>g_tile:
+            move_values(table, call.dresidual, start, some, g, True)
+        start += some
+        length -= some
+
+
+cdef void read_run(const Table *table, Py_ssize_t start, Py_ssize_t length, void *x_tile, void *dy_tile,
+                   const void **x, const void **dy) noexcept nogil:
+    """Where a run of x and of what loops read as dy is; at most CHUNK values where they are not in place."""
+    cdef double y_tile[CHUNK]
+    cdef const Call *call = table.call
+    cdef const char *y
+    x[0] = open_run(table, call.x, start, length, x_tile, True)
+    dy[0] = open_run(table, table.dy, start, length, dy_tile, True)
+    if must_gate_tiles(call):
+        y = open_run(table, call.y, start, length, y_tile, True)
+        table.loops.gate_span(dy[0], y, dy_tile, length, &call.act)
+        dy[0] = dy_tile
+        if call.from_y:
+            table.loops.undo_span(y, x_tile, length, &call.act)
+            x[0] = x_tile
 
 
 # ---- sums
@@ -150,14 +183,21 @@ cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, 
     cdef const void *x[STREAMS]
     cdef const void *dy[STREAMS]
     cdef const Table *table = strip.table
-    cdef FarRowDeviations about
-    cdef Py_ssize_t i, ahead = AHEAD if table.flat else 0
-    cdef sum_rows sum = table.loops.far_sum_rows if strip.far else table.loops.sum_rows
+    cdef const Call *call = table.call
+    cdef RowCenters about
+    cdef Py_ssize_t i, start, ahead = AHEAD if table.flat else 0
+    cdef sum_rows sum = table.loops.sum_rows_again if strip.far else table.loops.sum_rows
     for i in range(count):
-        x[i] = open_row(table, table.call.x, rows[i], strip.column, width, <char *>(x_tile + i*GATHERED_TILE))
-        dy[i] = open_row(table, table.call.dy, rows[i], strip.column, width, <char *>(dy_tile + i*GATHERED_TILE))
-    about.center = table.center + strip.column
-    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES)
+        start = rows[i]*table.width + strip.column
+        if call.dresidual != NULL and not table.second:
+            gate_run(table, start, width)
+        if table.in_place:
+            x[i] = row_in_place(table, call.x, rows[i], strip.column)
+            dy[i] = row_in_place(table, table.dy, rows[i], strip.column)
+        else:
+            read_run(table, start, width, x_tile + i*GATHERED_TILE, dy_tile + i*GATHERED_TILE, &x[i], &dy[i])
+    about.center, about.f, about.column = table.center + strip.column, &table.columns, strip.column
+    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL)
 
 
 cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
@@ -229,17 +269,19 @@ cdef void choose_centers(Table *table) noexcept nogil:
     """About what the first attempt sums: float32 about 0 where that is good enough."""
     cdef const Call *call = table.call
     cdef Py_ssize_t c
+    cdef const Coefficients *each = table.columns.each
     cdef bint far, float64 = call.dtype == FLOAT64
     for c in range(call.channels):
         if call.backward:
             far = not float64 and far_from_zero(call, c)
-            set_center(table, c, call.mean[c] if float64 or far else 0.0, far)
+            far = far or (call.gated and each[c].z_wide)
+            set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
         else:
             set_center(table, c, first_pivot_of_rows(call, c) if float64 else 0.0, False)
 
 
 cdef bint settle_channels(Table *table) noexcept nogil:
-    """Merge blocks and columns; whether any channel must be summed again (its centre is then its mean)."""
+    """Merge blocks and columns; whether any channel must be summed again (then about its origin)."""
     cdef const Call *call = table.call
     cdef Py_ssize_t c, j, block
     cdef bint again = False, far
@@ -259,7 +301,7 @@ cdef bint settle_channels(Table *table) noexcept nogil:
             j += call.channels
         far = settle(call, c, &sums, table.center[c])
         if far:
-            set_center(table, c, call.mean[c], True)
+            set_center(table, c, call.origin[c], True)
             again = True
     return again
 
@@ -283,8 +325,8 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
     cdef double out_tile[CHUNK]
     cdef const Call *call = table.call
     cdef Py_ssize_t length, left = end - start
-    cdef const char *x
-    cdef const char *dy
+    cdef const void *x
+    cdef const void *dy
     cdef char *out
     while left > 0:
         length = left
@@ -293,10 +335,11 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
                 length = min(length, CHUNK)
             if table.side_by_side == 1:
                 length = min(length, call.channels - start % call.channels)
-        x = open_run(table, call.x, start, length, x_tile, True)
-        dy = open_run(table, call.dy, start, length, dy_tile, True)
+        if call.dresidual != NULL and not call.measure:
+            gate_run(table, start, length)
+        read_run(table, start, length, x_tile, dy_tile, &x, &dy)
         out = open_run(table, call.out, start, length, out_tile, False)
-        table.loops.apply_rows(dy, x, out, length, start % table.width, &table.columns, table.stream)
+        table.loops.apply_rows(dy, x, out, length, &table.columns, start % table.width, table.stream, NULL)
         if out == <char *>out_tile:
             move_values(table, call.out, start, length, out, True)
         start += length
@@ -322,16 +365,16 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     """Sizes, and where everything stands in the scratch."""
     cdef Call *call = table.call
     cdef Py_ssize_t itemsize = table.loops.itemsize, size, k
-    cdef const View *views[3]
-    cdef double *scratch
-    cdef double *columns[4]
+    cdef const View *views[5]
+    cdef double *columns
     table.side_by_side = side_by_side(call.channels, call.values)
     table.width = table.side_by_side*call.channels
     table.rows = (call.values + table.side_by_side - 1)//table.side_by_side
     table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
-    views[0], views[1], views[2] = call.x, call.dy, call.out
-    table.flat = table.in_place = True
-    for k in range(3):
+    views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.out, call.y, call.dresidual
+    table.dy = read_as_dy(call)
+    table.flat = table.in_place = not must_gate_tiles(call)
+    for k in range(5):
         table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
@@ -341,35 +384,49 @@ cdef void lay_out_table(Table *table) noexcept nogil:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
     size = padded(table.width)
-    scratch = <double *>call.scratch
-    table.center = scratch + LANES
+    table.center = <double *>call.scratch + LANES
     table.parts.a = table.center + size
     table.parts.a_low = table.parts.a + size
     table.parts.b = table.parts.a_low + size
     table.parts.b_low = table.parts.b + size
-    for k in range(4):
-        columns[k] = table.parts.a + (4*table.blocks + k)*size - LANES
-    table.columns.center, table.columns.mul = columns[0], columns[1]
-    table.columns.add, table.columns.by_x = columns[2], columns[3]
+    columns = table.parts.a + 4*table.blocks*size
+    table.columns.center, table.columns.mul = columns, columns + size
+    table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
+    table.columns.z_add, table.columns.mul_below = columns + 4*size, columns + 5*size
+    table.columns.add_below = columns + 6*size
     table.columns.width = table.width
     table.columns.channels = call.channels
-    table.columns.each = <Coefficients *>(columns[3] + size)
+    table.columns.each = <Coefficients *>(columns + 7*size - LANES)
     table.far = <char *>(table.columns.each + call.channels)
+
+
+cdef inline bint is_activated(const Call *call) noexcept nogil:
+    return call.gated or (call.dy != NULL and not call.backward)
+
+
+cdef void find_coefficients(Table *table, bint of_z) noexcept nogil:
+    """Of all columns, for the results or (of_z) for the sums behind an activation."""
+    cdef Call *call = table.call
+    cdef Coefficients *each = <Coefficients *>table.columns.each
+    cdef Py_ssize_t c
+    for c in range(call.channels):
+        each[c] = forward_coefficients(call, c) if of_z else coefficients(call, c)
+    table.loops.set_columns(&table.columns, is_activated(call), NULL)
 
 
 cdef void run_rows(Call *call) noexcept nogil:
     cdef Table table
     cdef fp_mode before = fp_default()
-    cdef Py_ssize_t c, some
+    cdef Py_ssize_t some
     table.call = call
-    table.loops = choose_row_loops(call)
+    table.loops = choose_loops(call)
     lay_out_table(&table)
     if call.measure:
+        if call.gated and call.backward:
+            find_coefficients(&table, True)
         measure_rows(&table)
     if call.out != NULL:
-        for c in range(call.channels):
-            (<Coefficients *>table.columns.each)[c] = coefficients(call, c)
-        table.loops.set_columns(&table.columns, NULL)
+        find_coefficients(&table, False)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)
     fp_restore(before)

@@ -1,85 +1,37 @@
-# Sums over rows, column by column: which two, about what, is one of four types, so that the loop stands once.
+# Sums over rows, column by column.
 #
 # LANES columns at a time go through some rows with their sums in registers. Within a column additions follow each other
 # row by row, whatever stands beside it: how many columns or rows are taken at once does not change a bit.
 
 
-cdef struct RowDeviations:      # s += x - center, t += (x - center)**2: the first attempt (float32 about 0)
+cdef struct RowCenters:         # what sums are taken about, and where there is an activation the z of the columns
     const double *center
-
-
-cdef struct FarRowDeviations:   # the same about any centres
-    const double *center
-
-
-cdef struct RowProducts:        # s += dy, t += dy*(x - center): the first attempt
-    const double *center
-
-
-cdef struct FarRowProducts:
-    const double *center
-
-
-ctypedef fused row_sums:
-    RowDeviations
-    FarRowDeviations
-    RowProducts
-    FarRowProducts
-
-
-cdef inline lanes_t row_deviations(const stored *x, lanes_t center, const row_sums *about) noexcept nogil:
-    if stored is not double:
-        if row_sums is RowDeviations or row_sums is RowProducts:
-            return read_lanes(x)
-        else:
-            return lanes_sub(read_lanes(x), center)
-    else:
-        return lanes_sub(read_lanes(x), center)
-
-
-cdef inline lanes_t add_row_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
-                                     const row_sums *about) noexcept nogil:
-    """total + a*b; products of two float32 are exact."""
-    if stored is not double:
-        if row_sums is RowDeviations or row_sums is RowProducts:
-            return lanes_add_exact(a, b, total)
-        else:
-            return lanes_add(total, lanes_mul(a, b))
-    else:
-        return lanes_add(total, lanes_mul(a, b))
+    const Columns *f
+    Py_ssize_t column           # where the sums begin
 
 
 cdef void sums_of_rows(const stored **dy, const stored **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
-                       const row_sums *about, double *s_of, double *t_of) noexcept nogil:
+                       const RowCenters *about, double *s_of, double *t_of, const summed *of) noexcept nogil:
     """Add some rows to the sums of their `width` columns, and ask for what stands `ahead` values behind each.
 
     (LANES sums before the first column may be read too.)
     """
-    cdef Py_ssize_t column = 0, some, at, i
-    cdef lanes_t s, t, center, d, g
-    cdef stored line[LANES]
+    cdef Py_ssize_t column = 0, at, i
+    cdef lanes_t s, t, center
+    cdef Columns f = about.f[0]     # nothing that is written changes it
     while column + LANES <= width:
         s, t, center = lanes_load(s_of + column), lanes_load(t_of + column), lanes_load(about.center + column)
         for i in range(rows):
-            prefetch_lanes(x[i] + column + ahead)
-            d = g = row_deviations(x[i] + column, center, about)
-            if row_sums is RowProducts or row_sums is FarRowProducts:
-                prefetch_lanes(dy[i] + column + ahead)
-                g = read_lanes(dy[i] + column)
-            s = lanes_add(s, g)
-            t = add_row_products(t, g, d, x[i], about)
+            ask_for_line(dy[i] + column + ahead, x[i] + column + ahead, of)
+            add_line(dy[i] + column, x[i] + column, center, &f, about.column + column, of, &s, &t)
         lanes_store(s_of + column, s)
         lanes_store(t_of + column, t)
         column += LANES
     if column < width:
-        some, at = width - column, width - LANES
+        at = width - LANES
         s, t, center = lanes_load(s_of + at), lanes_load(t_of + at), lanes_load(about.center + at)
         for i in range(rows):
-            d = g = lanes_last(row_deviations(last_line(x[i], width, line), center, about), some)
-            if row_sums is RowProducts or row_sums is FarRowProducts:
-                g = lanes_last(read_lanes(last_line(dy[i], width, line)), some)
-            s = lanes_add(s, g)
-            t = add_row_products(t, g, d, x[i], about)
+            add_last(dy[i], x[i], width, width - column, center, &f, about.column + at, of, &s, &t)
         lanes_store(s_of + at, s)
         lanes_store(t_of + at, t)
 

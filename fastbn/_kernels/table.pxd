@@ -139,7 +139,7 @@ cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nog
     rows = side_by_side(call.channels, call.values)
     columns = rows*call.channels
     return (call.channels*each + columns
-            + padded(columns)*(5 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
+            + padded(columns)*(8 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:

@@ -1,24 +1,33 @@
-# Which loops a call on planes runs.
+# What a call does to contiguous values: chosen once, so that drivers know neither types nor options. The last argument
+# of sums and results is a type only.
 
 
 ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, const Steps *,
-                           Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *) noexcept nogil
+                           Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *, const void *) noexcept nogil
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const Coefficients *, Carry *) noexcept nogil
+                             Py_ssize_t length, const Coefficients *, Carry *, const void *) noexcept nogil
 ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const Coefficients *, Carry *,
                             const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
-                            const Center *, Lanes *) noexcept nogil
+                            const Center *, Lanes *, const void *) noexcept nogil
+ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
+                          const RowCenters *, double *s, double *t, const void *) noexcept nogil
+ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, const Columns *,
+                            Py_ssize_t column, bint stream, const void *) noexcept nogil
+ctypedef void (*fill_columns)(Columns *, bint activated, const void *) noexcept nogil
 ctypedef void (*gate_span)(const void *dy, const void *y, void *g, Py_ssize_t length, const Activation *) noexcept nogil
 ctypedef void (*undo_span)(const void *y, void *z, Py_ssize_t length, const Activation *) noexcept nogil
 
 
 cdef struct Loops:
-    # What a call does to contiguous values of its type: chosen once, so that drivers know neither types nor options.
     Py_ssize_t itemsize
     sum_spans sum_spans
-    sum_spans sum_spans_again   # the same about any centre, for a second attempt
+    sum_spans sum_spans_again   # the same about any center, for a second attempt
     apply_spans apply_spans
     sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
+    sum_rows sum_rows
+    sum_rows sum_rows_again
+    apply_rows apply_rows
+    fill_columns set_columns
     gate_span gate_span
     undo_span undo_span
 
@@ -27,20 +36,30 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
     """The results of a formula, and the sums that go with it."""
     loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
     loops.sweep_span = <sweep_span>results_and_sums[stored, formula]
+    loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
     if formula is Gradient or formula is Scaled:
         loops.sum_spans = <sum_spans>sums_of_spans[stored, Products]
         loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, Products]
+        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarProducts]
     elif formula is GatedGradient or formula is GatedScaled:
         loops.sum_spans = <sum_spans>sums_of_spans[stored, GatedProducts]
         loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, GatedProducts]
+        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarGatedProducts]
     else:
         loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
         loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarDeviations]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, Deviations]
+        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarDeviations]
 
 
 cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil:
     cdef Loops loops
     loops.itemsize = sizeof(stored)
+    loops.set_columns = <fill_columns>set_columns[float]
+    if stored is double:
+        loops.set_columns = <fill_columns>set_columns[double]
     loops.gate_span = <gate_span>gate_values[stored]
     loops.undo_span = <undo_span>undo_values[stored]
     if not call.backward:
@@ -71,3 +90,13 @@ cdef inline Loops choose_loops(const Call *call) noexcept nogil:
     if call.storage == BFLOAT16:
         return loops_of(call, <const bfloat16_t *>NULL)
     return loops_of(call, <const float *>NULL)
+
+
+cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
+    """Whether y tells of act'(z), and dy*act'(z) has no place but a tile."""
+    return call.y != NULL and call.dresidual == NULL
+
+
+cdef inline const View *read_as_dy(const Call *call) noexcept nogil:
+    """What loops read as dy: g, where that is written down."""
+    return call.dy if call.dresidual == NULL else call.dresidual

@@ -1,0 +1,132 @@
+# What becomes of LANES values: y or dx. The formula is one of these types, so that it is chosen when this is compiled;
+# they hold nothing.
+
+
+cdef struct Normalized:         # y = (x - center)*mul + add
+    char nothing
+
+
+cdef struct Activated:          # y = act(z)
+    char nothing
+
+
+cdef struct Joined:             # y = act(z + residual); the residual comes as dy
+    char nothing
+
+
+cdef struct Gradient:           # dx = (dy*mul + add) + (x - center)*by_x: every term within four roundings
+    char nothing
+
+
+cdef struct GatedGradient:      # the same behind an activation
+    char nothing
+
+
+cdef struct Scaled:             # dx = dy*mul: the gradient where the statistics are constants. x is not read
+    char nothing
+
+
+cdef struct GatedScaled:        # the same behind an activation
+    char nothing
+
+
+ctypedef fused formula:
+    Normalized
+    Activated
+    Joined
+    Gradient
+    GatedGradient
+    Scaled
+    GatedScaled
+
+
+cdef inline bint reads_x(const formula *what) noexcept nogil:
+    return formula is not Scaled
+
+
+cdef inline bint reads_dy(const formula *what) noexcept nogil:
+    return formula is not Normalized and formula is not Activated
+
+
+cdef inline void compute_reals(const real *dy, const real *x, const real *z, real *line, const numbers *f,
+                               Py_ssize_t column, const formula *what) noexcept nogil:
+    """LANES results, the first of which stands in `column`; z is read behind an activation in backward."""
+    cdef Py_ssize_t k
+    cdef real d
+    cdef real below[LANES]
+    if formula is GatedGradient or formula is GatedScaled:
+        gate_line(dy, z, line, f.mul, f.mul_below, column, &f.act)
+    for k in range(LANES):
+        if formula is Normalized:
+            d = x[k] - number(f.center, column + k, x)
+            line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
+        elif formula is Activated:
+            d = x[k] - number(f.center, column + k, x)
+            line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
+            below[k] = d*number(f.mul_below, column + k, x) + number(f.add_below, column + k, x)
+        elif formula is Joined:
+            d = x[k] - number(f.center, column + k, x)
+            line[k] = d*number(f.mul, column + k, x) + (number(f.add, column + k, x) + dy[k])
+            below[k] = (d*number(f.mul_below, column + k, x)
+                        + (number(f.add_below, column + k, x) + dy[k]*<real>f.act.slope))
+        elif formula is Gradient or formula is GatedGradient:
+            d = (x[k] - number(f.center, column + k, x))*number(f.by_x, column + k, x)
+            if formula is Gradient:
+                line[k] = (dy[k]*number(f.mul, column + k, x) + number(f.add, column + k, x)) + d
+            else:
+                line[k] = (line[k] + number(f.add, column + k, x)) + d
+        elif formula is Scaled:
+            line[k] = dy[k]*number(f.mul, column + k, x)
+    if formula is Activated or formula is Joined:
+        activate_line(line, <real *>below, &f.act)
+
+
+cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const numbers *f, Py_ssize_t column,
+                              const formula *what) noexcept nogil:
+    """LANES results; those of half types as float32, rounded."""
+    cdef float wide_x[LANES]
+    cdef float wide_dy[LANES]
+    cdef float wide_line[LANES]
+    cdef float wide_z[LANES]
+    cdef stored z[LANES]
+    if stored is float or stored is double:
+        if formula is GatedGradient or formula is GatedScaled:
+            z_of_line(x, <stored *>z, f, column)
+        compute_reals(dy, x, <const stored *>z, line, f, column, what)
+    else:
+        if reads_x(what):
+            widen(x, wide_x, LANES)
+        if reads_dy(what):
+            widen(dy, wide_dy, LANES)
+        if formula is GatedGradient or formula is GatedScaled:
+            z_of_line(<const float *>wide_x, <float *>wide_z, f, column)
+            round_line(wide_z, x)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_z, <float *>wide_line, f,
+                      column, what)
+        narrow(wide_line, line, LANES)
+
+
+cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
+                       const formula *what) noexcept nogil:
+    """Any number of results of one channel in float64, where the coefficients are `wide`."""
+    cdef double x64[LANES]
+    cdef double dy64[LANES]
+    cdef double z64[LANES]
+    cdef double line[LANES]
+    cdef Py_ssize_t k, i = 0, some
+    memset(x64, 0, sizeof(x64))
+    memset(dy64, 0, sizeof(dy64))
+    memset(z64, 0, sizeof(z64))
+    while i < length:
+        some = min(LANES, length - i)
+        for k in range(some):
+            if reads_x(what):
+                x64[k] = value_of(x + i + k)
+            if reads_dy(what):
+                dy64[k] = value_of(dy + i + k)
+            if formula is GatedGradient or formula is GatedScaled:
+                z64[k] = stored_z(x + i + k, f)
+        compute_reals(<const double *>dy64, <const double *>x64, <const double *>z64, <double *>line, f, 0, what)
+        for k in range(some):
+            put_value(out + i + k, line[k])
+        i += some

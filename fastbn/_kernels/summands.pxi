@@ -1,0 +1,101 @@
+# What is summed, and about what: one of these types, so that it is chosen when this is compiled; they hold nothing.
+
+
+cdef struct Deviations:         # s += x - center, t += (x - center)**2: the first attempt (float32 about 0)
+    char nothing
+
+
+cdef struct FarDeviations:      # the same about any center
+    char nothing
+
+
+cdef struct Products:           # s += dy, t += dy*(x - center): the first attempt
+    char nothing
+
+
+cdef struct FarProducts:
+    char nothing
+
+
+cdef struct GatedProducts:      # the same with dy*act'(z)
+    char nothing
+
+
+cdef struct FarGatedProducts:   # z may have been computed in float64
+    char nothing
+
+
+ctypedef fused summed:
+    Deviations
+    FarDeviations
+    Products
+    FarProducts
+    GatedProducts
+    FarGatedProducts
+
+
+cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
+    return summed is Deviations or summed is Products or summed is GatedProducts
+
+
+cdef inline lanes_t deviations(const stored *x, lanes_t center, const summed *of) noexcept nogil:
+    if stored is not double and is_first_attempt(of):
+        return read_lanes(x)
+    return lanes_sub(read_lanes(x), center)
+
+
+cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
+                                 const summed *of) noexcept nogil:
+    """total + a*b; products of two float32 are exact."""
+    if stored is not double and is_first_attempt(of):
+        return lanes_add_exact(a, b, total)
+    return lanes_add(total, lanes_mul(a, b))
+
+
+cdef inline lanes_t gradients(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column,
+                              const summed *of) noexcept nogil:
+    if summed is GatedProducts:
+        return gated_lanes(dy, x, f, column)
+    elif summed is FarGatedProducts:
+        return gated_lanes_each(dy, x, f, column) if z_is_wide(f) else gated_lanes(dy, x, f, column)
+    else:
+        return read_lanes(dy)
+
+
+cdef inline void add_line(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
+                          const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums of LANES values, the first of which stands in `column`."""
+    cdef lanes_t d = deviations(x, center, of), g = d
+    if summed is not Deviations and summed is not FarDeviations:
+        g = gradients(dy, x, f, column, of)
+    s[0] = lanes_add(s[0], g)
+    t[0] = add_products(t[0], g, d, x, of)
+
+
+cdef inline void add_last(const stored *dy, const stored *x, Py_ssize_t length, Py_ssize_t some, lanes_t center,
+                          const numbers *f, Py_ssize_t column, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums of the last `some` of `length` values, fewer than LANES. Lanes before them stay as they are."""
+    cdef stored x_line[LANES]
+    cdef stored dy_line[LANES]
+    cdef lanes_t d, g
+    x = last_line(x, length, x_line)
+    d = g = lanes_last(deviations(x, center, of), some)
+    if summed is not Deviations and summed is not FarDeviations:
+        g = lanes_last(gradients(last_line(dy, length, dy_line), x, f, column, of), some)
+    if some > FEW:
+        s[0] = lanes_add(s[0], g)
+        t[0] = add_products(t[0], g, d, x, of)
+        return
+    s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
+    if stored is not double and is_first_attempt(of):
+        t[0] = lanes_add_exact_few(g, d, t[0])
+    else:
+        t[0] = lanes_add_few(lanes_mul(g, d), t[0])
+
+
+cdef inline void ask_for_line(const stored *dy, const stored *x, const summed *of) noexcept nogil:
+    """Values that come next, on their way. (A second attempt is rare.)"""
+    if is_first_attempt(of):
+        prefetch_lanes(x)
+    if summed is Products or summed is GatedProducts:
+        prefetch_lanes(dy)
