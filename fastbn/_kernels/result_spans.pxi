@@ -14,34 +14,33 @@ cdef struct Carry:
     const Coefficients *f
 
 
-cdef inline void compute_last(const stored *dy, const stored *x, Py_ssize_t length, stored *line,
-                              const Coefficients *f, const formula *what) noexcept nogil:
-    """The last LANES of `length` results; of fewer, in the last places of the line."""
+cdef void store_few(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
+                    const formula *what) noexcept nogil:
+    """Fewer than LANES results, by ordinary stores."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
+    cdef stored line[LANES]
     if reads_x(what):
         x = last_line(x, length, x_line)
     if reads_dy(what):
         dy = last_line(dy, length, dy_line)
     compute_line(dy, x, line, f, 0, what)
+    memcpy(out, line + LANES - length, length*sizeof(stored))
 
 
-cdef void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
-                     const formula *what) noexcept nogil:
-    """By ordinary stores."""
+cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
+                            const formula *what) noexcept nogil:
+    """LANES or more by ordinary stores."""
     cdef stored line[LANES]
     cdef stored last[LANES]
     cdef Coefficients own = f[0]
-    cdef Py_ssize_t i = 0
-    compute_last(dy, x, length, last, f, what)
-    if length < LANES:
-        memcpy(out, last + LANES - length, length*sizeof(stored))
-        return
+    cdef Py_ssize_t i = 0, rest = length - LANES
+    compute_line(dy + rest, x + rest, last, &own, 0, what)
     while i + LANES <= length:
         compute_line(dy + i, x + i, line, &own, 0, what)
         put_line(out + i, line)
         i += LANES
-    put_line(out + length - LANES, last)
+    put_line(out + rest, last)
 
 
 # ---- past the cache
@@ -50,8 +49,8 @@ cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexc
     """Write what is owed by ordinary stores: no row goes on from there."""
     cdef Py_ssize_t some = carry.owed
     if some > 0:
-        store_span(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
-                   carry.f, what)
+        store_few(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
+                  carry.f, what)
     carry.owed = 0
 
 
@@ -82,7 +81,7 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
     put_owed(carry, x, what)
     if missing == 0:
         return 0
-    store_span(dy, x, out, LANES - missing, f, what)
+    store_few(dy, x, out, LANES - missing, f, what)
     return LANES - missing
 
 
@@ -129,6 +128,8 @@ cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const
                 put_owed(carry, x, what)
             if f.wide:
                 compute_each(dy, x, out, length, f, what)
+            elif length < LANES:
+                store_few(dy, x, out, length, f, what)
             else:
                 store_span(dy, x, out, length, f, what)
         dy = next_row(dy, step.dy)

@@ -65,9 +65,12 @@ cdef inline lanes_t gradients(const stored *dy, const stored *x, const numbers *
 cdef inline void add_line(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
                           const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of LANES values, the first of which stands in `column`."""
-    cdef lanes_t d = deviations(x, center, of), g = d
-    if summed is not Deviations and summed is not FarDeviations:
+    cdef lanes_t d, g
+    if summed is Deviations or summed is FarDeviations:
+        d = g = deviations(x, center, of)
+    else:       # in this order: registers are few
         g = gradients(dy, x, f, column, of)
+        d = deviations(x, center, of)
     s[0] = lanes_add(s[0], g)
     t[0] = add_products(t[0], g, d, x, of)
 
