@@ -66,8 +66,14 @@ static inline uint16_t narrow_float16(float v) {
 #endif
 
 ALWAYS_INLINE void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n) {
-    intptr_t i;
-    for (i = 0; i < n; i++)
+    intptr_t i = 0;
+#ifdef __AVX2__     /* (Compilers that make vectors of the loop below take many more instructions.) */
+    for (; i + 8 <= n; i += 8) {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(from + i)));
+        _mm256_storeu_ps(to + i, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+    }
+#endif
+    for (; i < n; i++)
         to[i] = widen_bfloat16(from[i].bits);
 }
 

@@ -94,6 +94,8 @@ cdef inline void put_value(stored *out, double value) noexcept nogil:
 
 
 cdef inline void put_line(stored *out, const stored *line) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(LANES):
-        out[k] = line[k]
+    """LANES values by way of the cache."""
+    cdef Py_ssize_t k = 0
+    while k < LANES:
+        store_half_line(out + k, line + k)
+        k += 32//sizeof(stored)

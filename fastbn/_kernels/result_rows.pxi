@@ -3,14 +3,6 @@
 # Results may take the place of x or dy: a line is computed as a whole before it is written.
 
 
-cdef inline void store_lanes(stored *to, const stored *line) noexcept nogil:
-    """LANES values by way of the cache."""
-    cdef Py_ssize_t k = 0
-    while k < LANES:
-        store_half_line(to + k, line + k)
-        k += 32//sizeof(stored)
-
-
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
     """Values before the first whole cache line."""
     return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
@@ -61,7 +53,7 @@ cdef inline void lines_of_results(const stored *dy, const stored *x, stored *out
         if stream:
             stream_lanes(out + i, line)
         else:
-            store_lanes(out + i, <const stored *>line)
+            put_line(out + i, <const stored *>line)
         i += LANES
 
 
