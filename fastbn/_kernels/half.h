@@ -11,10 +11,13 @@
 /* For what a loop does with each line: its values must stay in registers. */
 #if defined(__GNUC__)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define COLD __attribute__((noinline, cold, unused))
 #elif defined(_MSC_VER)
 #define ALWAYS_INLINE static __forceinline
+#define COLD __declspec(noinline)
 #else
 #define ALWAYS_INLINE static inline
+#define COLD
 #endif
 
 typedef struct { uint16_t bits; } float16_t;
@@ -34,8 +37,20 @@ static inline uint16_t narrow_bfloat16(float v) {
 /* The same for 8 values, none of them NaN, each in 32 bits; compilers make three times as many instructions of it. */
 ALWAYS_INLINE __m256i narrow_8_bfloat16(__m256 v) {
     __m256i b = _mm256_castps_si256(v);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    __m256i odd = _mm256_srli_epi32(_mm256_slli_epi32(b, 15), 31);      /* no constant: registers are few */
     return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7fff)), odd), 16);
+}
+
+/* 16 of any values. Never inlined: loops keep their sums in the registers that it would take. */
+COLD static __m256i narrow_16_bfloat16(__m256 a, __m256 b) {
+    float values[16];
+    uint16_t narrow[16];
+    int k;
+    _mm256_storeu_ps(values, a);
+    _mm256_storeu_ps(values + 8, b);
+    for (k = 0; k < 16; k++)
+        narrow[k] = narrow_bfloat16(values[k]);
+    return _mm256_loadu_si256((const __m256i *)narrow);
 }
 #endif
 
@@ -78,20 +93,19 @@ ALWAYS_INLINE void widen_bfloat16s(const bfloat16_t *from, float *to, intptr_t n
 }
 
 ALWAYS_INLINE void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t n) {
-    intptr_t i = 0, k;
+    intptr_t i = 0;
 #ifdef __AVX2__
     for (; i + 16 <= n; i += 16) {      /* one store: it is read again as one */
         __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + i + 8);
         __m256i both = _mm256_packus_epi32(narrow_8_bfloat16(a), narrow_8_bfloat16(b));
+        both = _mm256_permute4x64_epi64(both, 0xd8);
         if (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)))
-            for (k = i; k < i + 16; k++)
-                to[k].bits = narrow_bfloat16(from[k]);
-        else
-            _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(both, 0xd8));
+            both = narrow_16_bfloat16(a, b);
+        _mm256_storeu_si256((__m256i *)(to + i), both);
     }
 #endif
-    for (k = i; k < n; k++)
-        to[k].bits = narrow_bfloat16(from[k]);
+    for (; i < n; i++)
+        to[i].bits = narrow_bfloat16(from[i]);
 }
 
 ALWAYS_INLINE void widen_float16s(const float16_t *from, float *to, intptr_t n) {
