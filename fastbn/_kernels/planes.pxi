@@ -65,8 +65,13 @@ cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
 
 
 cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
-    """Bytes from one row of a channel to the next, where rows are in place and have one axis."""
+    """Bytes from one row of a channel to the next, where rows have one axis."""
     return 0 if v == NULL else v.step[0]
+
+
+cdef inline bint one_step(const View *v) noexcept nogil:
+    """Whether all rows of a channel, if in place, follow each other with the same step."""
+    return v == NULL or v.axes <= 2
 
 
 cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
@@ -93,7 +98,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
-    plan.in_one_go = max(1, IN_ONE_GO//call.plane)
+    plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
     return plan
 
