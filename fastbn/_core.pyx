@@ -615,18 +615,19 @@ cpdef int check_writeable(str name, cnp.ndarray a) except -1:
     return 0
 
 
-def move_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray tracked, cnp.ndarray mean,
-                 cnp.ndarray var, double correction, object weight, object batches, bint finite_only):
+def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction, object weight, object batches,
+                 bint finite_only):
     """Move running statistics towards mean and var*correction. Contiguous vectors of one length; mean, var float64.
 
-    `batches` is what the 0-d `tracked` becomes, None: one more than before. `weight` None: 1/batches. Returns None when
-    all is written. Where a channel would not be finite, nothing is written and a list of these channels is returned;
-    with `finite_only` all other channels are written.
+    `to` is (running_mean, running_var, tracked). `batches` is what the 0-d `tracked` becomes, None: one more than
+    before. `weight` None: 1/batches. Returns None when all is written. Where a channel would not be finite, nothing is
+    written and a list of these channels is returned; with `finite_only` all other channels are written.
     """
     cdef Py_ssize_t c
     cdef double new_mean, new_var, new_weight
     cdef bint write
     cdef fp_mode before
+    cdef cnp.ndarray running_mean = to[0], running_var = to[1], tracked = to[2]
     check_writeable("running_mean", running_mean)
     check_writeable("running_var", running_var)
     check_writeable("num_batches_tracked", tracked)

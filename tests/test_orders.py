@@ -178,7 +178,7 @@ def test_planes_with_channels_between():
 
 
 def test_short_rows_whose_samples_have_two_steps():
-    """(A, B, C, D) of which some B are left out: from one row of a channel to the next it is not always the same way."""
+    """(A, B, C, D), some B left out: from one row of a channel to the next it is not always the same way."""
     whole = random_array((2, 3, 8, 5, 49), np.float32)
     x, dy = whole[0][:, ::3], whole[1][:, ::3]
     plain_x, plain_dy = x.reshape(9, 5, 49), dy.reshape(9, 5, 49)
