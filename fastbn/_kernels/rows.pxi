@@ -238,30 +238,43 @@ cdef void choose_centers(Table *table) noexcept nogil:
             set_center(table, c, first_pivot_of_rows(call, c) if float64 else 0.0, False)
 
 
+cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:
+    """Those of its columns, merged."""
+    cdef Sums total, one
+    cdef Py_ssize_t j = c
+    while j < table.width:
+        one.a, one.a_low, one.b, one.b_low = columns.a[j], columns.a_low[j], columns.b[j], columns.b_low[j]
+        if j == c:
+            total = one
+        else:
+            merge_sums(&total, &one)
+        j += table.call.channels
+    return total
+
+
 cdef bint settle_channels(Table *table) noexcept nogil:
     """Merge blocks and columns; whether any channel must be summed again (its centre is then its mean)."""
     cdef const Call *call = table.call
-    cdef Py_ssize_t c, j, block
-    cdef bint again = False, far
+    cdef Py_ssize_t block, k, c = 0, some
+    cdef bint any_again = False
+    cdef bint again[TOGETHER]
     cdef ColumnSums total = sums_of_block(table, 0), part
-    cdef Sums sums, one
+    cdef Sums sums[TOGETHER]
     for block in range(1, table.blocks):
         part = sums_of_block(table, block)
         merge_columns(&total, &part, table.width)
-    for c in range(call.channels):
-        if table.second and not table.far[c]:
-            continue
-        memset(&sums, 0, sizeof(Sums))
-        j = c
-        while j < table.width:
-            one.a, one.a_low, one.b, one.b_low = total.a[j], total.a_low[j], total.b[j], total.b_low[j]
-            merge_sums(&sums, &one)
-            j += call.channels
-        far = settle(call, c, &sums, table.center[c])
-        if far:
-            set_center(table, c, call.mean[c], True)
-            again = True
-    return again
+    while c < call.channels:
+        some = 1 if table.second else min(TOGETHER, call.channels - c)
+        if not table.second or table.far[c]:
+            for k in range(some):
+                sums[k] = sums_of_channel(table, &total, c + k)
+            settle(call, c, some, sums, table.center + c, again)
+            for k in range(some):
+                if again[k]:
+                    set_center(table, c + k, call.mean[c + k], True)
+                    any_again = True
+        c += some
+    return any_again
 
 
 cdef void measure_rows(Table *table) noexcept nogil:
@@ -360,15 +373,14 @@ cdef void lay_out_table(Table *table) noexcept nogil:
 cdef void run_rows(Call *call) noexcept nogil:
     cdef Table table
     cdef fp_mode before = fp_default()
-    cdef Py_ssize_t c, some
+    cdef Py_ssize_t some
     table.call = call
     table.loops = choose_row_loops(call)
     lay_out_table(&table)
     if call.measure:
         measure_rows(&table)
     if call.out != NULL:
-        for c in range(call.channels):
-            (<Coefficients *>table.columns.each)[c] = coefficients(call, c)
+        coefficients(call, 0, call.channels, <Coefficients *>table.columns.each)
         table.loops.set_columns(&table.columns, NULL)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)

@@ -38,8 +38,8 @@ cdef struct View:
 
 cdef struct Sums:
     # Two sums, each as an unevaluated pair (sum + what its additions have rounded away).
-    double a, a_low
-    double b, b_low
+    double a, b
+    double a_low, b_low
 
 
 cdef struct Activation:
@@ -144,5 +144,5 @@ cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nog
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
     """1/sqrt(var + eps), and 0 for a constant channel with eps = 0: y is beta there, as with any other eps."""
-    cdef double v = var + eps
-    return 0.0 if v == 0 else 1/sqrt(v)
+    cdef double v = var + eps, invstd = 1/sqrt(v)
+    return 0.0 if v == 0 else invstd
