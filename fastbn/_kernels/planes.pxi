@@ -291,11 +291,16 @@ cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, 
         apply_to_rows(due, &place, rows*(due.count - count))
 
 
-cdef inline void add_lanes(Sums *sums, const Lanes *lanes) noexcept nogil:
-    add_pair(sums, lanes_sum(lanes_load(lanes.s)), lanes_sum(lanes_load(lanes.t)))
+cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
+    """sums += lanes; nothing is in the sums yet before the first."""
+    cdef double s = lanes_sum(lanes_load(lanes.s)), t = lanes_sum(lanes_load(lanes.t))
+    if first:
+        sums.a, sums.a_low, sums.b, sums.b_low = s, 0, t, 0
+    else:
+        add_pair(sums, s, t)
 
 
-cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexcept nogil:
+cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
     """Add up a fold of each channel, in its lanes, and to its block."""
     cdef const Plan *plan = channels.plan
     cdef Py_ssize_t k, row, start, begin = 0, end = plan.plane
@@ -320,16 +325,14 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexc
                     sum_piece(channels, k, row, start, min(plan.piece, end - start))
                 start += plan.piece
     for k in range(count):
-        add_lanes(&channels[k].block, &channels[k].lanes)
+        add_lanes(&channels[k].block, &channels[k].lanes, first_of_block)
 
 
 cdef void sum_block(Channel *channels, Py_ssize_t count, Py_ssize_t block) noexcept nogil:
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k, i
-    for k in range(count):
-        memset(&channels[k].block, 0, sizeof(Sums))
-    for i in range(plan.folds*block//plan.blocks, plan.folds*(block + 1)//plan.blocks):
-        sum_fold(channels, count, i)
+    cdef Py_ssize_t i, first = plan.folds*block//plan.blocks
+    for i in range(first, plan.folds*(block + 1)//plan.blocks):
+        sum_fold(channels, count, i, i == first)
 
 
 cdef void sum_side_by_side(Channel *channels, Py_ssize_t count) noexcept nogil:

@@ -230,12 +230,16 @@ cdef void choose_centers(Table *table) noexcept nogil:
     cdef const Call *call = table.call
     cdef Py_ssize_t c
     cdef bint far, float64 = call.dtype == FLOAT64
+    if not (call.backward or float64):
+        memset(table.center, 0, table.width*sizeof(double))
+        memset(table.far, False, table.width)
+        return
     for c in range(call.channels):
         if call.backward:
             far = not float64 and far_from_zero(call, c)
             set_center(table, c, call.mean[c] if float64 or far else 0.0, far)
         else:
-            set_center(table, c, first_pivot_of_rows(call, c) if float64 else 0.0, False)
+            set_center(table, c, first_pivot_of_rows(call, c), False)
 
 
 cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:
