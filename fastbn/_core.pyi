@@ -47,9 +47,7 @@ def backward(
     whole: bool,
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]: ...
 def move_running(
-    running_mean: np.ndarray,
-    running_var: np.ndarray,
-    tracked: np.ndarray,
+    to: tuple[np.ndarray, np.ndarray, np.ndarray],
     mean: np.ndarray,
     var: np.ndarray,
     correction: float,

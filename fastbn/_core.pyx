@@ -154,10 +154,16 @@ cdef cnp.ndarray in_float64(cnp.ndarray v):
     cdef double *to = <double *>cnp.PyArray_DATA(numbers)
     cdef char *source = cnp.PyArray_BYTES(v)
     cdef Py_ssize_t step = cnp.PyArray_STRIDE(v, 0), c
-    cdef bint wide = cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64
     cdef fp_mode before = fp_default()      # a caller's flush-to-zero would swallow subnormal float32
-    for c in range(shape):
-        to[c] = (<double *>(source + c*step))[0] if wide else (<float *>(source + c*step))[0]
+    if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
+        for c in range(shape):
+            to[c] = (<double *>(source + c*step))[0]
+    elif step == sizeof(float):             # nearly always
+        for c in range(shape):
+            to[c] = (<float *>source)[c]
+    else:
+        for c in range(shape):
+            to[c] = (<float *>(source + c*step))[0]
     fp_restore(before)
     return numbers
 
@@ -194,9 +200,11 @@ cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
     cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
     cdef double *v = doubles(numbers)
     cdef Py_ssize_t c
+    cdef bint negative = False
     for c in range(channels):
-        if v[c] < 0:
-            _explain.negative_variance(name, numbers)
+        negative |= v[c] < 0
+    if negative:
+        _explain.negative_variance(name, numbers)
     return given
 
 
@@ -570,13 +578,34 @@ cdef void put_number(cnp.ndarray v, Py_ssize_t c, double number) noexcept:
         (<float *>cnp.PyArray_DATA(v))[c] = <float>number
 
 
+ctypedef fused real:
+    float
+    double
+
+
+cdef void put_numbers(real *to, const double *numbers, const double *var, double eps, Py_ssize_t channels) noexcept:
+    """numbers*invstd, or (without var) the numbers."""
+    cdef Py_ssize_t c
+    if var == NULL:
+        for c in range(channels):
+            to[c] = <real>numbers[c]
+    else:
+        for c in range(channels):
+            to[c] = <real>(numbers[c]*inverse_std(var[c], eps))
+
+
+cdef void put_gradient(cnp.ndarray gradient, const double *numbers, const double *var, const Call *call) noexcept:
+    if cnp.PyArray_TYPE(gradient) == cnp.NPY_FLOAT64:
+        put_numbers(<double *>cnp.PyArray_DATA(gradient), numbers, var, call.eps, call.channels)
+    else:
+        put_numbers(<float *>cnp.PyArray_DATA(gradient), numbers, var, call.eps, call.channels)
+
+
 cdef void put_gradients(const Call *call, cnp.ndarray dgamma, cnp.ndarray dbeta) noexcept:
     """dgamma = sum_dy_xmu*invstd, dbeta = sum_dy."""
-    cdef Py_ssize_t c
     cdef fp_mode before = fp_default()
-    for c in range(call.channels):
-        put_number(dgamma, c, call.sum_dy_xmu[c]*inverse_std(call.var[c], call.eps))
-        put_number(dbeta, c, call.sum_dy[c])
+    put_gradient(dgamma, call.sum_dy_xmu, call.var, call)
+    put_gradient(dbeta, call.sum_dy, NULL, call)
     fp_restore(before)
 
 
@@ -601,18 +630,19 @@ cpdef int check_writeable(str name, cnp.ndarray a) except -1:
     return 0
 
 
-def move_running(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray tracked, cnp.ndarray mean,
-                 cnp.ndarray var, double correction, object weight, object batches, bint finite_only):
+def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction, object weight, object batches,
+                 bint finite_only):
     """Move running statistics towards mean and var*correction. Contiguous vectors of one length; mean, var float64.
 
-    `batches` is what the 0-d `tracked` becomes, None: one more than before. `weight` None: 1/batches. Returns None when
-    all is written. Where a channel would not be finite, nothing is written and a list of these channels is returned;
-    with `finite_only` all other channels are written.
+    `to` is (running_mean, running_var, tracked). `batches` is what the 0-d `tracked` becomes, None: one more than
+    before. `weight` None: 1/batches. Returns None when all is written. Where a channel would not be finite, nothing is
+    written and a list of these channels is returned; with `finite_only` all other channels are written.
     """
     cdef Py_ssize_t c
     cdef double new_mean, new_var, new_weight
     cdef bint write
     cdef fp_mode before
+    cdef cnp.ndarray running_mean = to[0], running_var = to[1], tracked = to[2]
     check_writeable("running_mean", running_mean)
     check_writeable("running_var", running_var)
     check_writeable("num_batches_tracked", tracked)

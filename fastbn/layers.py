@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -26,16 +26,16 @@ STATE = {
 }
 
 
-class _Saved(NamedTuple):
-    """What a forward keeps for backward."""
-
-    x: Any  # None: it was overwritten
-    y: Any  # where backward reads it
-    stats: BatchStats | tuple[np.ndarray, np.ndarray]
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    from_batch: bool  # whether the statistics came from x
-    residual: bool
+# What a forward keeps for backward (a plain tuple: every call makes one):
+_Saved: TypeAlias = tuple[
+    Any,  # x; None: it was overwritten
+    Any,  # y, where backward reads it
+    Any,  # (count, mean, var) of x, or (mean, var)
+    np.ndarray | None,  # gamma
+    np.ndarray | None,  # beta
+    bool,  # whether the statistics came from x
+    bool,  # whether there was a residual
+]
 
 
 def _array(attribute: str, what: str) -> Any:
@@ -196,23 +196,23 @@ class BatchNorm:
         in_place = out is not None and _core.same_memory(out, x)
         if in_place and from_batch:
             _explain.check_can_undo(self.activation, self.negative_slope, self._gamma, residual is not None, "out")
-        gamma, beta, options = self._gamma, self._beta, (self.eps, self.axis, self.activation, self.negative_slope)
+        gamma, beta = self._gamma, self._beta
+        eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
         stats: Any
         if from_batch:
-            y, stats = _core.batch_norm(x, gamma, beta, *options, residual, out)
-            count, mean, var = stats
+            y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
             if self.training and self._running_mean is not None:
+                count, mean, var = stats
                 self._move_running_stats(mean, var, count / (count - 1), self.momentum, None)
             gamma, beta, _, _ = _core.copies(gamma, beta, None, None)
-            stats = BatchStats._of(stats)
         else:
             mean, var = self._running_mean, self._running_var
-            y = _core.normalize(x, mean, var, gamma, beta, *options, residual, out)
+            y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
             gamma, beta, *stats = _core.copies(gamma, beta, mean, var)
-        reads_y = in_place or (residual is not None and self.activation is not None)
-        self._saved = _Saved(
+        reads_y = in_place or (residual is not None and activation is not None)
+        self._saved = (
             None if in_place else x, y if reads_y else None, stats, gamma, beta, from_batch, residual is not None
-        )
+        )  # fmt: skip
         return y
 
     def backward(
@@ -246,8 +246,10 @@ class BatchNorm:
         _core.check_writeable("dgamma", dgamma)
         _core.check_writeable("dbeta", dbeta)
         x, y, stats, gamma, beta, from_batch, residual = saved
-        if x is None and not from_batch:
-            self._check_can_undo(saved)
+        if from_batch:
+            stats = BatchStats._of(stats)
+        elif x is None:
+            self._check_can_undo(gamma, residual)
         dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy,
             x,
@@ -272,10 +274,10 @@ class BatchNorm:
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
 
-    def _check_can_undo(self, saved: _Saved) -> None:
+    def _check_can_undo(self, gamma: np.ndarray | None, residual: bool) -> None:
         """With running statistics x may be overwritten whatever the options are; then only some have a backward."""
         try:
-            _explain.check_can_undo(self.activation, self.negative_slope, saved.gamma, saved.residual)
+            _explain.check_can_undo(self.activation, self.negative_slope, gamma, residual)
         except ValueError as error:
             raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 
@@ -304,13 +306,15 @@ class BatchNorm:
 
     # ---- running statistics
 
-    def _move_running_stats(self, *change: Any) -> None:
-        """Move the running statistics: `change` is what `_core.move_running` takes after the arrays.
+    def _move_running_stats(
+        self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None, batches: int | None
+    ) -> None:
+        """Move the running statistics, as `_core.move_running` says.
 
         First warn of channels where they would not be finite: those stay.
         """
-        running = (self._running_mean, self._running_var, self._num_batches_tracked)
-        odd = _core.move_running(*running, *change, False)  # type: ignore[call-arg, arg-type]
+        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
+        odd = _core.move_running(to, mean, var, correction, weight, batches, False)
         if odd is not None:
             channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
             warnings.warn(
@@ -319,7 +323,7 @@ class BatchNorm:
                 RuntimeWarning,
                 stacklevel=3,
             )
-            _core.move_running(*running, *change, True)  # type: ignore[call-arg, arg-type]
+            _core.move_running(to, mean, var, correction, weight, batches, True)
 
     def _check_writeable(self, *attributes: str) -> None:
         """Before the first byte: a layer read from a read-only buffer must not change by half."""

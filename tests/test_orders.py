@@ -175,3 +175,15 @@ def test_planes_with_channels_between():
     expected = fastbn.batch_norm(x.reshape(12, 5, 66))[0]
     assert fastbn.batch_norm(x, axis=2)[0].tobytes() == expected.tobytes()
     assert fastbn.batch_norm(x.transpose(0, 2, 1, 3))[0].transpose(0, 2, 1, 3).tobytes() == expected.tobytes()
+
+
+def test_short_rows_whose_samples_have_two_steps():
+    """(A, B, C, D), some B left out: from one row of a channel to the next it is not always the same way."""
+    whole = random_array((2, 3, 8, 5, 49), np.float32)
+    x, dy = whole[0][:, ::3], whole[1][:, ::3]
+    plain_x, plain_dy = x.reshape(9, 5, 49), dy.reshape(9, 5, 49)
+    stats = fastbn.batch_stats(x, axis=2)
+    assert_stats(stats, plain_x)
+    expected = fastbn.batch_norm_backward(plain_dy, plain_x, fastbn.batch_stats(plain_x))
+    for array, same in zip(fastbn.batch_norm_backward(dy, x, stats, axis=2), expected, strict=True):
+        assert array is same is None or array.tobytes() == same.tobytes()

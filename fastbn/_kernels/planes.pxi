@@ -14,7 +14,7 @@ cdef enum:
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     PIECE = 1024            # values that are swept at once, where they need not be gathered into tiles of CHUNK
-    GROUP = 32              # channels side by side, at most
+    GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
     IN_ONE_GO = 800         # values of short rows
 
@@ -65,8 +65,13 @@ cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
 
 
 cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
-    """Bytes from one row of a channel to the next, where rows are in place and have one axis."""
+    """Bytes from one row of a channel to the next, where rows have one axis."""
     return 0 if v == NULL else v.step[0]
+
+
+cdef inline bint one_step(const View *v) noexcept nogil:
+    """Whether all rows of a channel, if in place, follow each other with the same step."""
+    return v == NULL or v.axes <= 2
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:
@@ -88,7 +93,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
-    plan.in_one_go = max(1, IN_ONE_GO//call.plane)
+    plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
     return plan
 
@@ -261,27 +266,37 @@ cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, 
     cdef const Call *call = plan.call
     cdef const Due *due = channels.due
     cdef Place place
-    cdef Py_ssize_t k, soon, soon_row
+    cdef Py_ssize_t k, soon = min(row + rows, plan.rows - 1)
+    cdef const char *x = row_start(call.x, channels.c, row)
+    cdef const char *dy = row_start(plan.dy, channels.c, row)
+    cdef const char *x_soon = x + plan.neighbour.x
+    cdef const char *dy_soon = dy + plan.neighbour.dy
     place.row, place.k = row, 0
     for k in range(count):
         if due != NULL:
             apply_to_rows(due, &place, rows)
         if call.dresidual != NULL and not channels[k].second:
             gate_rows(plan, channels.c + k, row, rows)
-        soon, soon_row = channels.c + k + 1, row
         if k + 1 == count:
-            soon, soon_row = channels.c, min(row + rows, plan.rows - 1)
-        sum_spans_of(&channels[k], row_start(plan.dy, channels.c + k, row), row_start(call.x, channels.c + k, row),
-                     row_start(plan.dy, soon, soon_row), row_start(call.x, soon, soon_row), rows, plan.plane)
+            x_soon, dy_soon = row_start(call.x, channels.c, soon), row_start(plan.dy, channels.c, soon)
+        sum_spans_of(&channels[k], dy, x, dy_soon, x_soon, rows, plan.plane)
+        x, dy = x_soon, dy_soon
+        x_soon += plan.neighbour.x
+        dy_soon += plan.neighbour.dy
     if due != NULL:         # a last group of fewer channels than the one before
         apply_to_rows(due, &place, rows*(due.count - count))
 
 
-cdef inline void add_lanes(Sums *sums, const Lanes *lanes) noexcept nogil:
-    add_pair(sums, lanes_sum(lanes_load(lanes.s)), lanes_sum(lanes_load(lanes.t)))
+cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
+    """sums += lanes; nothing is in the sums yet before the first."""
+    cdef double s = lanes_sum(lanes_load(lanes.s)), t = lanes_sum(lanes_load(lanes.t))
+    if first:
+        sums.a, sums.a_low, sums.b, sums.b_low = s, 0, t, 0
+    else:
+        add_pair(sums, s, t)
 
 
-cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexcept nogil:
+cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
     """Add up a fold of each channel, in its lanes, and to its block."""
     cdef const Plan *plan = channels.plan
     cdef Py_ssize_t k, row, start, begin = 0, end = plan.plane
@@ -306,24 +321,23 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number) noexc
                     sum_piece(channels, k, row, start, min(plan.piece, end - start))
                 start += plan.piece
     for k in range(count):
-        add_lanes(&channels[k].block, &channels[k].lanes)
+        add_lanes(&channels[k].block, &channels[k].lanes, first_of_block)
 
 
 cdef void sum_block(Channel *channels, Py_ssize_t count, Py_ssize_t block) noexcept nogil:
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k, i
-    for k in range(count):
-        memset(&channels[k].block, 0, sizeof(Sums))
-    for i in range(plan.folds*block//plan.blocks, plan.folds*(block + 1)//plan.blocks):
-        sum_fold(channels, count, i)
+    cdef Py_ssize_t i, first = plan.folds*block//plan.blocks
+    for i in range(first, plan.folds*(block + 1)//plan.blocks):
+        sum_fold(channels, count, i, i == first)
 
 
 cdef void sum_side_by_side(Channel *channels, Py_ssize_t count) noexcept nogil:
     """The sums of channels, piece after piece of each in turn: their rows are neighbours in memory."""
     cdef Py_ssize_t block, k
+    sum_block(channels, count, 0)
     for k in range(count):
-        memset(&channels[k].total, 0, sizeof(Sums))
-    for block in range(channels.plan.blocks):
+        channels[k].total = channels[k].block
+    for block in range(1, channels.plan.blocks):
         sum_block(channels, count, block)
         for k in range(count):
             merge_sums(&channels[k].total, &channels[k].block)
@@ -344,8 +358,8 @@ cdef void sum_by_team(Channel *channel, int threads) noexcept nogil:
     cdef Py_ssize_t block
     channel.parts = parts
     share(sum_blocks, channel, channel.plan.blocks, threads)
-    memset(&channel.total, 0, sizeof(Sums))
-    for block in range(channel.plan.blocks):
+    channel.total = parts[0]
+    for block in range(1, channel.plan.blocks):
         merge_sums(&channel.total, &parts[block])
 
 
@@ -369,41 +383,62 @@ cdef double first_pivot(const Channel *channel) noexcept nogil:
     return value if isfinite(value) else 0.0
 
 
-cdef void choose_center(Channel *channel) noexcept nogil:
+cdef inline void choose_center(Channel *channel) noexcept nogil:
     """About what the first attempt sums: float32 about 0 where that is good enough."""
     cdef const Call *call = channel.plan.call
     channel.far = channel.second = False
     channel.about.center = 0
     if call.backward:
-        channel.far = call.dtype != FLOAT64 and far_from_zero(call, channel.c)
-        if call.gated:
-            channel.about.f = forward_coefficients(call, channel.c)
-            channel.far = channel.far or channel.about.f.z_wide
+        channel.far = call.dtype != FLOAT64 and (far_from_zero(call, channel.c)
+                                                 or (call.gated and channel.about.f.z_wide))
         if call.dtype == FLOAT64 or channel.far:
             channel.about.center = call.origin[channel.c]
     elif call.dtype == FLOAT64:
         channel.about.center = first_pivot(channel)
 
 
-cdef bint must_sum_again(Channel *channel) noexcept nogil:
-    """Take what the call asked for from the sums, or make ready for better ones."""
-    channel.due = NULL
-    if not settle(channel.plan.call, channel.c, &channel.total, channel.about.center):
-        return False
-    channel.about.center = channel.plan.call.origin[channel.c]
-    channel.far = channel.second = True
-    return True
+cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
+                         const Due *due) noexcept nogil:
+    """Make channels c..c + count ready for their sums."""
+    cdef Coefficients of_z[GROUP]
+    cdef Py_ssize_t k
+    if plan.call.gated and plan.call.backward:
+        coefficients(plan.call, c, count, True, of_z)
+        for k in range(count):
+            channels[k].about.f = of_z[k]
+    for k in range(count):
+        channels[k].plan, channels[k].c, channels[k].due = plan, c + k, due
+        choose_center(&channels[k])
+
+
+cdef bint must_sum_again(Channel *channels, Py_ssize_t count) noexcept nogil:
+    """Take what the call asked for from the sums, or make ready for better ones (`second`): of any channel?"""
+    cdef const Call *call = channels.plan.call
+    cdef Sums sums[GROUP]
+    cdef double centers[GROUP]
+    cdef bint again[GROUP]
+    cdef bint any_again = False
+    cdef Py_ssize_t k
+    for k in range(count):
+        sums[k], centers[k] = channels[k].total, channels[k].about.center
+    settle(call, channels.c, count, sums, centers, again)
+    for k in range(count):
+        channels[k].second = again[k]
+        if again[k]:
+            channels[k].about.center = call.origin[channels[k].c]
+            channels[k].due = NULL
+            channels[k].far = any_again = True
+    return any_again
 
 
 cdef void measure_channels(Channel *channels, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t k
-    for k in range(count):
-        choose_center(&channels[k])
     sum_side_by_side(channels, count)
-    for k in range(count):
-        if must_sum_again(&channels[k]):
-            sum_side_by_side(&channels[k], 1)
-            must_sum_again(&channels[k])
+    if must_sum_again(channels, count):
+        for k in range(count):
+            if channels[k].second:
+                sum_side_by_side(&channels[k], 1)
+                must_sum_again(&channels[k], 1)
 
 
 cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -489,27 +524,31 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
 
 
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
-    """Channels begin..end: a pipeline in which a group gets its result with the sums of the next."""
+    """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
+
+    Not where nothing goes past the cache: results are then sooner there right after the sums.
+    """
     cdef const Call *call = plan.call
     cdef Channel group[GROUP]
     cdef Coefficients formulas[2][GROUP]
     cdef Due due[2]
     cdef Due *ready = NULL      # its channels have their sums
-    cdef Py_ssize_t c = begin, k, count
+    cdef Py_ssize_t c = begin, count
     cdef int turn = 0
     while c < end:
         count = min(plan.group, end - c)
-        for k in range(count):
-            group[k].plan, group[k].c, group[k].due = plan, c + k, ready
+        begin_channels(group, count, plan, c, ready)
         measure_channels(group, count)
         if call.out != NULL:
             if ready != NULL and not plan.rows_in_turn:
                 apply_from(ready, count)
-            for k in range(count):
-                formulas[turn][k] = coefficients(call, c + k)
+            coefficients(call, c, count, False, formulas[turn])
             ready = &due[turn]
             ready.plan, ready.c, ready.count, ready.coefficients, ready.carry = plan, c, count, formulas[turn], carry
             turn = 1 - turn
+            if carry == NULL:
+                apply_from(ready, 0)
+                ready = NULL
         c += count
     if ready != NULL:
         apply_from(ready, 0)
@@ -520,15 +559,13 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     cdef const Plan *plan = <const Plan *>task
     cdef Carry carry
     cdef Due due
-    cdef Py_ssize_t c
     carry.owed = 0
     due.plan, due.c, due.count, due.coefficients = plan, begin, end - begin, <Coefficients *>plan.call.scratch + begin
     due.carry = &carry if plan.stream else NULL
     if plan.call.measure:
         measure_and_apply(plan, begin, end, due.carry)
     else:
-        for c in range(begin, end):
-            due.coefficients[c - begin] = coefficients(plan.call, c)
+        coefficients(plan.call, begin, due.count, False, due.coefficients)
         apply_from(&due, 0)
     put_owed_results(plan, &carry)
 
@@ -539,15 +576,14 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef Channel channel
     cdef Coefficients formula
     cdef Due due
-    channel.plan, channel.c, channel.due = plan, c, NULL
     if call.measure:
-        choose_center(&channel)
+        begin_channels(&channel, 1, plan, c, NULL)
         sum_by_team(&channel, call.threads)
-        if must_sum_again(&channel):
+        if must_sum_again(&channel, 1):
             sum_by_team(&channel, call.threads)
-            must_sum_again(&channel)
+            must_sum_again(&channel, 1)
     if call.out != NULL:
-        formula = coefficients(call, c)
+        coefficients(call, c, 1, False, &formula)
         due.plan, due.c, due.count, due.coefficients, due.carry = plan, c, 1, &formula, NULL
         share(apply_part, &due, call.values, call.threads)
 

@@ -271,39 +271,56 @@ cdef void choose_centers(Table *table) noexcept nogil:
     cdef Py_ssize_t c
     cdef const Coefficients *each = table.columns.each
     cdef bint far, float64 = call.dtype == FLOAT64
+    if not (call.backward or float64):
+        memset(table.center, 0, table.width*sizeof(double))
+        memset(table.far, False, table.width)
+        return
     for c in range(call.channels):
         if call.backward:
             far = not float64 and far_from_zero(call, c)
             far = far or (call.gated and each[c].z_wide)
             set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
         else:
-            set_center(table, c, first_pivot_of_rows(call, c) if float64 else 0.0, False)
+            set_center(table, c, first_pivot_of_rows(call, c), False)
+
+
+cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:
+    """Those of its columns, merged."""
+    cdef Sums total, one
+    cdef Py_ssize_t j = c
+    while j < table.width:
+        one.a, one.a_low, one.b, one.b_low = columns.a[j], columns.a_low[j], columns.b[j], columns.b_low[j]
+        if j == c:
+            total = one
+        else:
+            merge_sums(&total, &one)
+        j += table.call.channels
+    return total
 
 
 cdef bint settle_channels(Table *table) noexcept nogil:
     """Merge blocks and columns; whether any channel must be summed again (then about its origin)."""
     cdef const Call *call = table.call
-    cdef Py_ssize_t c, j, block
-    cdef bint again = False, far
+    cdef Py_ssize_t block, k, c = 0, some
+    cdef bint any_again = False
+    cdef bint again[TOGETHER]
     cdef ColumnSums total = sums_of_block(table, 0), part
-    cdef Sums sums, one
+    cdef Sums sums[TOGETHER]
     for block in range(1, table.blocks):
         part = sums_of_block(table, block)
         merge_columns(&total, &part, table.width)
-    for c in range(call.channels):
-        if table.second and not table.far[c]:
-            continue
-        memset(&sums, 0, sizeof(Sums))
-        j = c
-        while j < table.width:
-            one.a, one.a_low, one.b, one.b_low = total.a[j], total.a_low[j], total.b[j], total.b_low[j]
-            merge_sums(&sums, &one)
-            j += call.channels
-        far = settle(call, c, &sums, table.center[c])
-        if far:
-            set_center(table, c, call.origin[c], True)
-            again = True
-    return again
+    while c < call.channels:
+        some = 1 if table.second else min(TOGETHER, call.channels - c)
+        if not table.second or table.far[c]:
+            for k in range(some):
+                sums[k] = sums_of_channel(table, &total, c + k)
+            settle(call, c, some, sums, table.center + c, again)
+            for k in range(some):
+                if again[k]:
+                    set_center(table, c + k, call.origin[c + k], True)
+                    any_again = True
+        c += some
+    return any_again
 
 
 cdef void measure_rows(Table *table) noexcept nogil:
@@ -404,14 +421,10 @@ cdef inline bint is_activated(const Call *call) noexcept nogil:
     return call.gated or (call.dy != NULL and not call.backward)
 
 
-cdef void find_coefficients(Table *table, bint of_z) noexcept nogil:
+cdef inline void find_coefficients(Table *table, bint of_z) noexcept nogil:
     """Of all columns, for the results or (of_z) for the sums behind an activation."""
-    cdef Call *call = table.call
-    cdef Coefficients *each = <Coefficients *>table.columns.each
-    cdef Py_ssize_t c
-    for c in range(call.channels):
-        each[c] = forward_coefficients(call, c) if of_z else coefficients(call, c)
-    table.loops.set_columns(&table.columns, is_activated(call), NULL)
+    coefficients(table.call, 0, table.call.channels, of_z, <Coefficients *>table.columns.each)
+    table.loops.set_columns(&table.columns, is_activated(table.call), NULL)
 
 
 cdef void run_rows(Call *call) noexcept nogil:

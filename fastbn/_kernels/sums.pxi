@@ -1,4 +1,11 @@
-# Sums of sums, and what follows from them: statistics of a channel, coefficients of the loops.
+# Sums of sums, and what follows from them: statistics of channels, coefficients of the loops.
+#
+# Some channels at once, each step for all of them before the next, in loops without a branch: compilers make vectors of
+# those, and a square root or a division of four numbers takes as long as that of one. What a channel gets does not
+# depend on those beside it.
+
+cdef enum:
+    TOGETHER = 32       # channels at most
 
 
 cdef inline void add_one(double *high, double *low, double value) noexcept nogil:
@@ -20,28 +27,70 @@ cdef inline void merge_sums(Sums *total, const Sums *part) noexcept nogil:
     total.b_low += part.b_low
 
 
+cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexcept nogil:
+    return missing if vector == NULL else vector[c]
+
+
 cdef inline double whole(double high, double low) noexcept nogil:
     """The sum of a pair. An infinite sum has NaN in its low part (inf - inf): the high part is the answer then."""
-    return high + low if low == low else high
-
-
-cdef inline bint statistics(const Sums *sums, double count, double center, double tolerated,
-                            double *mean, double *var) noexcept nogil:
-    """Mean and biased variance from sums of d = x - center; whether they must be taken again with this mean as centre.
-
-    var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
-    `tolerated` times E[d**2].
-    """
-    cdef double first = whole(sums.a, sums.a_low)/count
-    cdef double second = whole(sums.b, sums.b_low)/count
-    mean[0] = center + first
-    var[0] = second - first*first
-    return first*first > tolerated*second
+    cdef double total = high + low
+    return total if low == low else high
 
 
 cdef inline double tolerated_share(bint float64) noexcept nogil:
     """See statistics(). float32 values are summed with 29 bits to spare: 16 of them may be lost before it shows."""
     return 0.5 if float64 else 1 - 2.0**-16
+
+
+cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums, const double *centers,
+                            bint *again) noexcept nogil:
+    """Mean and biased variance from sums of d = x - center; whether they must be taken again with this mean as centre.
+
+    var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
+    `tolerated` times E[d**2].
+    """
+    cdef double tolerated = tolerated_share(call.dtype == FLOAT64), values = call.values, first, second
+    cdef double *mean = call.mean + c
+    cdef double *var = call.var + c
+    cdef Py_ssize_t k
+    for k in range(count):
+        first = whole(sums[k].a, sums[k].a_low)/values
+        second = whole(sums[k].b, sums[k].b_low)/values
+        mean[k] = centers[k] + first
+        var[k] = second - first*first
+        again[k] = first*first > tolerated*second
+
+
+cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums,
+                               const double *centers, bint *again) noexcept nogil:
+    """sum(dy) and sum(dy*(x - origin)) from sums about a centre."""
+    cdef const double *origin = call.origin + c
+    cdef double *sum_dy = call.sum_dy + c
+    cdef double *sum_dy_xmu = call.sum_dy_xmu + c
+    cdef double total, product, moved
+    cdef Py_ssize_t k
+    for k in range(count):
+        total, product = whole(sums[k].a, sums[k].a_low), whole(sums[k].b, sums[k].b_low)
+        moved = product - (origin[k] - centers[k])*total
+        moved = product if centers[k] == origin[k] else moved
+        sum_dy[k], sum_dy_xmu[k] = total, moved
+        # Infinite gradients: not inf - inf, but what the formula gives.
+        again[k] = (centers[k] != origin[k]) & (moved - moved != 0)
+    if call.from_y:
+        for k in range(count):
+            if not again[k]:
+                sum_dy_xmu[k] /= inverse_std(call.var[c + k], call.eps)*at(call.gamma, c + k, 1.0)
+
+
+cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums, const double *centers,
+                 bint *again) noexcept nogil:
+    """Turn sums of `count` channels from c on, each about its centre, into what the call asked for; and whether they
+    must be taken again, about the origin.
+    """
+    if call.backward:
+        gradient_sums(call, c, count, sums, centers, again)
+    else:
+        statistics(call, c, count, sums, centers, again)
 
 
 cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
@@ -52,87 +101,139 @@ cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
     return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
 
 
-cdef inline bint fits(double v) noexcept nogil:
-    """Whether a factor, and its products with ordinary values, stay in float32's range of full precision."""
-    return v == 0 or (2.0**-100 <= fabs(v) <= 2.0**100) or v != v
+# ---- coefficients
+
+cdef struct Numbers:
+    # Coefficients side by side; `wide` is 0 where it is false.
+    double invstd[TOGETHER]
+    double center[TOGETHER]
+    double mul[TOGETHER]
+    double add[TOGETHER]
+    double by_x[TOGETHER]
+    double wide[TOGETHER]
+    double z_add[TOGETHER]
+    double z_wide[TOGETHER]
 
 
-cdef inline bint small(double v) noexcept nogil:
-    """Whether adding v to any float32 stays in range: v is below half the spacing of the largest one (2**103)."""
-    return not fabs(v) >= 2.0**102
+cdef inline double unfit(double v) noexcept nogil:
+    """1 where a factor, or its products with ordinary values, leave float32's range of full precision."""
+    cdef double size = fabs(v)
+    cdef double vanishing = 1.0 if size < 2.0**-100 else 0.0
+    vanishing = 0.0 if size == 0 else vanishing
+    return 1.0 if size > 2.0**100 else vanishing
 
 
-cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexcept nogil:
-    return missing if vector == NULL else vector[c]
+cdef inline double large(double v) noexcept nogil:
+    """1 where float32 + v may overflow: from half the spacing of the largest one (2**103) on it may."""
+    return 1.0 if fabs(v) >= 2.0**102 else 0.0
 
 
-cdef inline double factor(const Call *call, Py_ssize_t c) noexcept nogil:
-    return inverse_std(call.var[c], call.eps)*at(call.gamma, c, 1.0)
-
-
-cdef inline void choose_numbers(const Call *call, Coefficients *f, double origin, double by_x) noexcept nogil:
+cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
+                                const double *by_x) noexcept nogil:
     """Settle what x is taken about, and whether float32 will do; by_x is the factor of x.
 
     float32 takes the origin as two numbers, center + low: x - center is exact where it is small, and low goes into the
     constant. The folded form x*by_x + add would lose digits when abs(mean) >> std.
     """
-    cdef double center = <float>origin, add = f.add - (origin - center)*by_x
-    f.center = origin
-    f.wide = False
+    cdef double center, add, wide, slope = call.act.slope
+    cdef Py_ssize_t k
     if call.dtype == FLOAT64:
+        for k in range(count):
+            f.center[k] = origin[k]
+            f.wide[k] = 0
         return
-    f.wide = not (fits(f.mul) and fits(f.mul_below) and fits(f.by_x) and small(origin) and small(add)
-                  and small(add*f.act.slope))
-    if not f.wide:
-        f.center = center
-        f.add = add
+    for k in range(count):
+        center = <float>origin[k]
+        add = f.add[k] - (origin[k] - center)*by_x[k]
+        wide = (unfit(f.mul[k]) + unfit(f.mul[k]*slope) + unfit(f.by_x[k]) + large(origin[k]) + large(add)
+                + large(add*slope))
+        f.center[k] = origin[k] if wide > 0 else center
+        f.add[k] = f.add[k] if wide > 0 else add
+        f.wide[k] = wide
 
 
-cdef inline Coefficients forward_coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
-    """The numbers with which the loops compute z of a channel, and y (see Call and Coefficients for the formulas)."""
-    cdef Coefficients f
-    f.act = call.act
-    f.mul = factor(call, c)
-    f.mul_below = f.mul*f.act.slope
-    f.add = at(call.beta, c, 0.0)
-    f.by_x = 0
-    choose_numbers(call, &f, call.mean[c], f.mul)
-    f.z_add, f.z_wide = f.add, f.wide
-    f.add_below = f.add*f.act.slope
-    return f
+cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+    cdef const double *var = call.var + c
+    cdef double eps = call.eps
+    cdef Py_ssize_t k
+    for k in range(count):
+        f.invstd[k] = inverse_std(var[k], eps)
+    for k in range(count):
+        f.mul[k] = f.invstd[k]*at(call.gamma, c + k, 1.0)
 
 
-cdef inline Coefficients backward_coefficients(const Call *call, Py_ssize_t c, const Coefficients *of_z) noexcept nogil:
-    """The numbers with which the loops compute dx of a channel, from those of its z."""
-    cdef Coefficients f = of_z[0]
-    cdef double invstd = inverse_std(call.var[c], call.eps)
-    f.add = f.by_x = 0
+cdef inline void z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+    """The numbers with which the loops compute z, and y (see Call and Coefficients for the formulas)."""
+    cdef Py_ssize_t k
+    for k in range(count):
+        f.add[k] = at(call.beta, c + k, 0.0)
+        f.by_x[k] = 0
+    choose_numbers(call, f, count, call.mean + c, f.mul)
+    for k in range(count):
+        f.z_add[k] = f.add[k]
+        f.z_wide[k] = f.wide[k]
+
+
+cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+    """The numbers with which the loops compute dx."""
+    cdef const double *sum_dy = call.sum_dy + c
+    cdef const double *sum_dy_xmu = call.sum_dy_xmu + c
+    cdef double values = call.count, by_x
+    cdef bint from_y = call.from_y      # (x - mean) has the factor mul already
+    cdef Py_ssize_t k
+    for k in range(count):
+        f.add[k] = f.by_x[k] = 0
     if not call.constant:
-        f.add = -f.mul*(call.sum_dy[c]/call.count)
-        f.by_x = -invstd*(invstd*(call.sum_dy_xmu[c]/call.count))
-        if not call.from_y:     # else (x - mean) has this factor already
-            f.by_x *= f.mul
-    choose_numbers(call, &f, call.origin[c], f.by_x)
-    f.wide = f.wide or (call.gated and f.z_wide)
-    return f
+        for k in range(count):
+            f.add[k] = -f.mul[k]*(sum_dy[k]/values)
+            by_x = -f.invstd[k]*(f.invstd[k]*(sum_dy_xmu[k]/values))
+            f.by_x[k] = by_x if from_y else by_x*f.mul[k]
+    choose_numbers(call, f, count, call.origin + c, f.by_x)
+    for k in range(count):
+        f.wide[k] += f.z_wide[k]
 
 
-cdef inline Coefficients coefficients(const Call *call, Py_ssize_t c) noexcept nogil:
-    cdef Coefficients f = forward_coefficients(call, c)
-    return backward_coefficients(call, c, &f) if call.backward else f
+cdef inline void set_coefficients(const Call *call, const Numbers *f, Py_ssize_t count,
+                                  Coefficients *to) noexcept nogil:
+    cdef Activation act = call.act
+    cdef Py_ssize_t k
+    for k in range(count):
+        to[k].center, to[k].mul, to[k].add, to[k].by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
+        to[k].z_add, to[k].mul_below, to[k].add_below = f.z_add[k], f.mul[k]*act.slope, f.z_add[k]*act.slope
+        to[k].act = act
+        to[k].wide, to[k].z_wide = f.wide[k] != 0, f.z_wide[k] != 0
 
 
-cdef inline bint settle(const Call *call, Py_ssize_t c, const Sums *total, double center) noexcept nogil:
-    """Turn sums about a centre into what the call asked for; whether they must be taken again, about the origin."""
-    cdef bint again = False
-    if not call.backward:
-        return statistics(total, call.values, center, tolerated_share(call.dtype == FLOAT64),
-                          &call.mean[c], &call.var[c])
-    call.sum_dy[c] = whole(total.a, total.a_low)
-    call.sum_dy_xmu[c] = whole(total.b, total.b_low)
-    if center != call.origin[c]:
-        call.sum_dy_xmu[c] -= (call.origin[c] - center)*call.sum_dy[c]
-        again = not isfinite(call.sum_dy_xmu[c])    # infinite gradients: not inf - inf, but what the formula gives
-    if call.from_y and not again:
-        call.sum_dy_xmu[c] /= factor(call, c)
-    return again
+cdef void forward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
+    """Those of z, of `count` channels from c on, at most TOGETHER."""
+    cdef Numbers f
+    scale_numbers(call, c, count, &f)
+    z_numbers(call, c, count, &f)
+    set_coefficients(call, &f, count, to)
+
+
+cdef void backward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
+    """Those of dx, and behind an activation of z."""
+    cdef Numbers f
+    scale_numbers(call, c, count, &f)
+    if call.gated:
+        z_numbers(call, c, count, &f)
+    else:
+        memset(f.z_add, 0, sizeof(f.z_add))
+        memset(f.z_wide, 0, sizeof(f.z_wide))
+    dx_numbers(call, c, count, &f)
+    set_coefficients(call, &f, count, to)
+
+
+cdef void coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, bint of_z, Coefficients *to) noexcept nogil:
+    """What the call computes `count` channels from c on with, or (of_z) what it computes their z with."""
+    cdef Py_ssize_t some
+    while count > 0:
+        some = min(count, TOGETHER)
+        if call.backward and not of_z:
+            backward_coefficients(call, c, some, to)
+        else:
+            forward_coefficients(call, c, some, to)
+        to += some
+        c += some
+        count -= some

@@ -1,6 +1,6 @@
 """What a call hands to a kernel, and the table of functions that one build of the kernels exports."""
 
-from libc.math cimport sqrt
+from libc.math cimport INFINITY, fabs, sqrt
 
 cdef enum Order:
     PLANES              # (n, c, s): the values of a channel in runs of s
@@ -38,8 +38,8 @@ cdef struct View:
 
 cdef struct Sums:
     # Two sums, each as an unevaluated pair (sum + what its additions have rounded away).
-    double a, a_low
-    double b, b_low
+    double a, b
+    double a_low, b_low
 
 
 cdef struct Activation:
@@ -143,6 +143,9 @@ cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nog
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
-    """1/sqrt(var + eps), and 0 for a constant channel with eps = 0: y is beta there, as with any other eps."""
-    cdef double v = var + eps
-    return 0.0 if v == 0 else 1/sqrt(v)
+    """1/sqrt(var + eps), and 0 for a constant channel with eps = 0: y is beta there, as with any other eps.
+
+    (Asked of the result: of var + eps, compilers would make a branch, and no vectors.)
+    """
+    cdef double invstd = 1/sqrt(var + eps)
+    return 0.0 if fabs(invstd) == INFINITY else invstd
