@@ -111,9 +111,10 @@ cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_
 
 
 cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
-                           Py_ssize_t length, const Coefficients *each, Carry *carry, const formula *what) noexcept nogil:
-    """The results of `count` rows, each with coefficients of its own. With `carry` they go past the cache, and after the
-    last row another call with a count of 0 writes what is owed.
+                           Py_ssize_t length, const Coefficients *each, Carry *carry,
+                           const formula *what) noexcept nogil:
+    """The results of `count` rows, each with coefficients of its own. With `carry` they go past the cache, and after
+    the last row another call with a count of 0 writes what is owed.
     """
     cdef const Coefficients *f
     cdef Py_ssize_t row
