@@ -1,4 +1,4 @@
-# Activations: three numbers (see Activation), and what the derivative makes of a gradient, line by line.
+# Activations: a slope or bounds (see Activation), and what the derivative makes of a gradient, line by line.
 #
 # One choice a loop: of several in one, compilers make branches, and a gradient takes twenty times as long. Comparisons
 # with NaN are false: where there is no bound, and where z is NaN.
@@ -6,16 +6,22 @@
 # Where act'(z) is known from z computed again, that is z as it was stored: for half types it is rounded first.
 
 
-cdef inline void activate_line(real *z, real *below, const Activation *act) noexcept nogil:
-    """y in place of z; `below` is what it is where z < 0 (and not above 0 then, however that was rounded)."""
+cdef inline void take_below(real *z, real *below) noexcept nogil:
+    """y in place of z, with a slope; `below` is y where z < 0 (and not above 0 then, however that was rounded)."""
     cdef Py_ssize_t k
-    cdef real lower = <real>act.lower, upper = <real>act.upper, b
+    cdef real b
     for k in range(LANES):
         b = below[k]
         below[k] = 0 if 0 < b else b
     for k in range(LANES):
         b = below[k]
         z[k] = b if z[k] < 0 else z[k]
+
+
+cdef inline void clip_line(real *z, const Activation *act) noexcept nogil:
+    """y in place of z, with bounds."""
+    cdef Py_ssize_t k
+    cdef real lower = <real>act.lower, upper = <real>act.upper
     for k in range(LANES):
         z[k] = lower if lower > z[k] else z[k]
     for k in range(LANES):
@@ -23,8 +29,10 @@ cdef inline void activate_line(real *z, real *below, const Activation *act) noex
 
 
 cdef inline void gate_line(const real *dy, const real *z, real *g, held above, held below, Py_ssize_t column,
-                           const Activation *act) noexcept nogil:
-    """g = dy*above where z > 0, else dy*below; 0 where y stays at a bound. The same for z and for y."""
+                           const Activation *act, bint slope) noexcept nogil:
+    """g = dy*above where z > 0, else dy*below; without a `slope` g = dy*above, 0 where y stays at a bound. The same for
+    z and for y.
+    """
     cdef Py_ssize_t k
     cdef real lower = <real>act.lower, upper = <real>act.upper
     cdef real by[LANES]
@@ -32,15 +40,18 @@ cdef inline void gate_line(const real *dy, const real *z, real *g, held above, h
     cdef real v, b
     for k in range(LANES):
         v, b = number(above, column + k, z), number(below, column + k, z)
-        by[k] = v if z[k] > 0 else b
+        by[k] = v if z[k] > 0 or not slope else b
     for k in range(LANES):
         kept[k] = dy[k]*by[k]
+    if not slope:
+        for k in range(LANES):
+            v = kept[k]
+            kept[k] = 0 if z[k] <= lower else v
+        for k in range(LANES):
+            v = kept[k]
+            kept[k] = 0 if z[k] >= upper else v
     for k in range(LANES):
-        v = kept[k]
-        kept[k] = 0 if z[k] <= lower else v
-    for k in range(LANES):
-        v = kept[k]
-        g[k] = 0 if z[k] >= upper else v
+        g[k] = kept[k]
 
 
 # ---- z again
@@ -72,7 +83,8 @@ cdef inline double stored_z(const stored *x, const Coefficients *f) noexcept nog
 
 # ---- gradients behind an activation, for their sums
 
-cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column) noexcept nogil:
+cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column,
+                                bint slope) noexcept nogil:
     cdef double z64[LANES]
     cdef double g64[LANES]
     cdef float z32[LANES]
@@ -81,34 +93,37 @@ cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers
     cdef float dy32[LANES]
     if stored is double:
         z_of_line(x, <double *>z64, f, column)
-        gate_line(dy, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act)
+        gate_line(dy, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act, slope)
         return lanes_load(g64)
     elif stored is float:
         z_of_line(x, <float *>z32, f, column)
-        gate_line(dy, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act)
+        gate_line(dy, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act, slope)
         return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
         z_of_line(<const float *>x32, <float *>z32, f, column)
         round_line(z32, x)
-        gate_line(<const float *>dy32, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act)
+        gate_line(<const float *>dy32, <const float *>z32, <float *>g32, 1.0, f.act.slope, column, &f.act, slope)
         return lanes_widen(g32)
 
 
 cdef inline lanes_t gated_lanes_each(const stored *dy, const stored *x, const numbers *f,
                                      Py_ssize_t column) noexcept nogil:
-    """The same where z of some channels was computed in float64."""
+    """The same where z of some channels may have been computed in float64."""
     cdef double dy64[LANES]
     cdef double z64[LANES]
     cdef double g64[LANES]
     cdef double line[LANES]
+    cdef bint slope = f.act.slope != 1
     cdef Py_ssize_t k
+    if not z_is_wide(f):
+        return gated_lanes(dy, x, f, column, slope)
     for k in range(LANES):
         dy64[k] = value_of(dy + k)
         z64[k] = stored_z(x + k, of_column(f, column + k))
-    gate_line(<const double *>dy64, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act)
-    lanes_store(line, gated_lanes(dy, x, f, column))
+    gate_line(<const double *>dy64, <const double *>z64, <double *>g64, 1.0, f.act.slope, column, &f.act, slope)
+    lanes_store(line, gated_lanes(dy, x, f, column, slope))
     for k in range(LANES):
         if of_column(f, column + k).z_wide:
             line[k] = g64[k]
@@ -117,40 +132,51 @@ cdef inline lanes_t gated_lanes_each(const stored *dy, const stored *x, const nu
 
 # ---- gradients of which y tells
 
-cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const Activation *act) noexcept nogil:
+cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const Activation *act,
+                             bint slope) noexcept nogil:
     """LANES of them, as they are stored."""
     cdef float dy32[LANES]
     cdef float y32[LANES]
     cdef float g32[LANES]
     if stored is float or stored is double:
-        gate_line(dy, y, g, 1.0, act.slope, 0, act)
+        gate_line(dy, y, g, 1.0, act.slope, 0, act, slope)
     else:
         widen(dy, dy32, LANES)
         widen(y, y32, LANES)
-        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, 0, act)
+        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, 0, act, slope)
         narrow(g32, g, LANES)
+
+
+cdef inline void gate_lines(const stored *dy, const stored *y, stored *g, Py_ssize_t length, const Activation *act,
+                            bint slope) noexcept nogil:
+    """Of LANES values or more. g may take the place of dy, so the last LANES, which overlap others, are read first."""
+    cdef stored line[LANES]
+    cdef stored last[LANES]
+    cdef Py_ssize_t i = 0, rest = length - LANES
+    gate_stored(dy + rest, y + rest, last, act, slope)
+    while i + LANES <= length:
+        prefetch_lanes(dy + i + CHUNK)
+        prefetch_lanes(y + i + CHUNK)
+        gate_stored(dy + i, y + i, line, act, slope)
+        put_line(g + i, line)
+        i += LANES
+    put_line(g + rest, last)
 
 
 cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t length,
                       const Activation *act) noexcept nogil:
-    """g = dy*act'; it may take the place of dy, so the last LANES, which overlap others, are read first."""
+    """g = dy*act'."""
     cdef stored dy_line[LANES]
     cdef stored y_line[LANES]
     cdef stored line[LANES]
-    cdef stored last[LANES]
     cdef Activation own = act[0]
-    cdef Py_ssize_t i = 0
-    gate_stored(last_line(dy, length, dy_line), last_line(y, length, y_line), last, &own)
     if length < LANES:
-        memcpy(g, last + LANES - length, length*sizeof(stored))
-        return
-    while i + LANES <= length:
-        prefetch_lanes(dy + i + CHUNK)
-        prefetch_lanes(y + i + CHUNK)
-        gate_stored(dy + i, y + i, line, &own)
-        put_line(g + i, line)
-        i += LANES
-    put_line(g + length - LANES, last)
+        gate_stored(last_line(dy, length, dy_line), last_line(y, length, y_line), line, &own, own.slope != 1)
+        memcpy(g, line + LANES - length, length*sizeof(stored))
+    elif own.slope == 1:
+        gate_lines(dy, y, g, length, &own, False)
+    else:
+        gate_lines(dy, y, g, length, &own, True)
 
 
 cdef void undo_values(const stored *y, stored *z, Py_ssize_t length, const Activation *act) noexcept nogil:

@@ -6,11 +6,19 @@ cdef struct Normalized:         # y = (x - center)*mul + add
     char nothing
 
 
-cdef struct Activated:          # y = act(z)
+cdef struct Clipped:            # y = act(z), an activation with bounds: relu, relu6
     char nothing
 
 
-cdef struct Joined:             # y = act(z + residual); the residual comes as dy
+cdef struct Leaky:              # y = act(z), one with a slope
+    char nothing
+
+
+cdef struct ClippedJoin:        # y = act(z + residual), with bounds or nothing; the residual comes as dy
+    char nothing
+
+
+cdef struct LeakyJoin:          # the same with a slope
     char nothing
 
 
@@ -18,7 +26,11 @@ cdef struct Gradient:           # dx = (dy*mul + add) + (x - center)*by_x: every
     char nothing
 
 
-cdef struct GatedGradient:      # the same behind an activation
+cdef struct ClippedGradient:    # the same behind an activation with bounds
+    char nothing
+
+
+cdef struct LeakyGradient:      # behind one with a slope
     char nothing
 
 
@@ -26,18 +38,26 @@ cdef struct Scaled:             # dx = dy*mul: the gradient where the statistics
     char nothing
 
 
-cdef struct GatedScaled:        # the same behind an activation
+cdef struct ClippedScaled:      # the same behind an activation with bounds
+    char nothing
+
+
+cdef struct LeakyScaled:        # behind one with a slope
     char nothing
 
 
 ctypedef fused formula:
     Normalized
-    Activated
-    Joined
+    Clipped
+    Leaky
+    ClippedJoin
+    LeakyJoin
     Gradient
-    GatedGradient
+    ClippedGradient
+    LeakyGradient
     Scaled
-    GatedScaled
+    ClippedScaled
+    LeakyScaled
 
 
 cdef inline bint reads_x(const formula *what) noexcept nogil:
@@ -45,7 +65,12 @@ cdef inline bint reads_x(const formula *what) noexcept nogil:
 
 
 cdef inline bint reads_dy(const formula *what) noexcept nogil:
-    return formula is not Normalized and formula is not Activated
+    return formula is not Normalized and formula is not Clipped and formula is not Leaky
+
+
+cdef inline bint is_gated(const formula *what) noexcept nogil:
+    return (formula is ClippedGradient or formula is ClippedScaled or formula is LeakyGradient
+            or formula is LeakyScaled)
 
 
 cdef inline void compute_reals(const real *dy, const real *x, const real *z, real *line, const numbers *f,
@@ -54,22 +79,25 @@ cdef inline void compute_reals(const real *dy, const real *x, const real *z, rea
     cdef Py_ssize_t k
     cdef real d
     cdef real below[LANES]
-    if formula is GatedGradient or formula is GatedScaled:
-        gate_line(dy, z, line, f.mul, f.mul_below, column, &f.act)
+    if is_gated(what):
+        gate_line(dy, z, line, f.mul, f.mul_below, column, &f.act,
+                  formula is LeakyGradient or formula is LeakyScaled)
     for k in range(LANES):
         if formula is Normalized:
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
-        elif formula is Activated:
+        elif formula is Clipped or formula is Leaky:
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
-            below[k] = d*number(f.mul_below, column + k, x) + number(f.add_below, column + k, x)
-        elif formula is Joined:
+            if formula is Leaky:
+                below[k] = d*number(f.mul_below, column + k, x) + number(f.add_below, column + k, x)
+        elif formula is ClippedJoin or formula is LeakyJoin:
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + (number(f.add, column + k, x) + dy[k])
-            below[k] = (d*number(f.mul_below, column + k, x)
-                        + (number(f.add_below, column + k, x) + dy[k]*<real>f.act.slope))
-        elif formula is Gradient or formula is GatedGradient:
+            if formula is LeakyJoin:
+                below[k] = (d*number(f.mul_below, column + k, x)
+                            + (number(f.add_below, column + k, x) + dy[k]*<real>f.act.slope))
+        elif formula is Gradient or formula is ClippedGradient or formula is LeakyGradient:
             d = (x[k] - number(f.center, column + k, x))*number(f.by_x, column + k, x)
             if formula is Gradient:
                 line[k] = (dy[k]*number(f.mul, column + k, x) + number(f.add, column + k, x)) + d
@@ -77,8 +105,10 @@ cdef inline void compute_reals(const real *dy, const real *x, const real *z, rea
                 line[k] = (line[k] + number(f.add, column + k, x)) + d
         elif formula is Scaled:
             line[k] = dy[k]*number(f.mul, column + k, x)
-    if formula is Activated or formula is Joined:
-        activate_line(line, <real *>below, &f.act)
+    if formula is Leaky or formula is LeakyJoin:
+        take_below(line, <real *>below)
+    elif formula is Clipped or formula is ClippedJoin:
+        clip_line(line, &f.act)
 
 
 cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const numbers *f, Py_ssize_t column,
@@ -90,7 +120,7 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
     cdef float wide_z[LANES]
     cdef stored z[LANES]
     if stored is float or stored is double:
-        if formula is GatedGradient or formula is GatedScaled:
+        if is_gated(what):
             z_of_line(x, <stored *>z, f, column)
         compute_reals(dy, x, <const stored *>z, line, f, column, what)
     else:
@@ -98,7 +128,7 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
             widen(x, wide_x, LANES)
         if reads_dy(what):
             widen(dy, wide_dy, LANES)
-        if formula is GatedGradient or formula is GatedScaled:
+        if is_gated(what):
             z_of_line(<const float *>wide_x, <float *>wide_z, f, column)
             round_line(wide_z, x)
         compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_z, <float *>wide_line, f,
@@ -124,7 +154,7 @@ cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_
                 x64[k] = value_of(x + i + k)
             if reads_dy(what):
                 dy64[k] = value_of(dy + i + k)
-            if formula is GatedGradient or formula is GatedScaled:
+            if is_gated(what):
                 z64[k] = stored_z(x + i + k, f)
         compute_reals(<const double *>dy64, <const double *>x64, <const double *>z64, <double *>line, f, 0, what)
         for k in range(some):

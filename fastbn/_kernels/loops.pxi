@@ -42,10 +42,15 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
         loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
         loops.sum_rows = <sum_rows>sums_of_rows[stored, Products]
         loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarProducts]
-    elif formula is GatedGradient or formula is GatedScaled:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, GatedProducts]
+    elif formula is ClippedGradient or formula is ClippedScaled:
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, ClippedProducts]
         loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
-        loops.sum_rows = <sum_rows>sums_of_rows[stored, GatedProducts]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, ClippedProducts]
+        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarGatedProducts]
+    elif formula is LeakyGradient or formula is LeakyScaled:
+        loops.sum_spans = <sum_spans>sums_of_spans[stored, LeakyProducts]
+        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
+        loops.sum_rows = <sum_rows>sums_of_rows[stored, LeakyProducts]
         loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarGatedProducts]
     else:
         loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
@@ -56,6 +61,7 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
 
 cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil:
     cdef Loops loops
+    cdef bint slope = call.act.slope != 1
     loops.itemsize = sizeof(stored)
     loops.set_columns = <fill_columns>set_columns[float]
     if stored is double:
@@ -64,20 +70,30 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
     loops.undo_span = <undo_span>undo_values[stored]
     if not call.backward:
         if call.dy != NULL:
-            use_formula(&loops, typed, <const Joined *>NULL)
+            if slope:
+                use_formula(&loops, typed, <const LeakyJoin *>NULL)
+            else:
+                use_formula(&loops, typed, <const ClippedJoin *>NULL)
         elif call.gated:
-            use_formula(&loops, typed, <const Activated *>NULL)
+            if slope:
+                use_formula(&loops, typed, <const Leaky *>NULL)
+            else:
+                use_formula(&loops, typed, <const Clipped *>NULL)
         else:
             use_formula(&loops, typed, <const Normalized *>NULL)
     elif call.constant:
-        if call.gated:
-            use_formula(&loops, typed, <const GatedScaled *>NULL)
-        else:
+        if not call.gated:
             use_formula(&loops, typed, <const Scaled *>NULL)
-    elif call.gated:
-        use_formula(&loops, typed, <const GatedGradient *>NULL)
-    else:
+        elif slope:
+            use_formula(&loops, typed, <const LeakyScaled *>NULL)
+        else:
+            use_formula(&loops, typed, <const ClippedScaled *>NULL)
+    elif not call.gated:
         use_formula(&loops, typed, <const Gradient *>NULL)
+    elif slope:
+        use_formula(&loops, typed, <const LeakyGradient *>NULL)
+    else:
+        use_formula(&loops, typed, <const ClippedGradient *>NULL)
     return loops
 
 

@@ -148,8 +148,10 @@ cdef inline void add_beside(const stored *dy, const stored *x, const stored *dy_
     """The sums that go with a formula: of LANES values, or of the last `some` of `length`."""
     if formula is Gradient or formula is Scaled:
         add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Products *>NULL, s, t)
-    elif formula is GatedGradient or formula is GatedScaled:
-        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const GatedProducts *>NULL, s, t)
+    elif formula is ClippedGradient or formula is ClippedScaled:
+        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const ClippedProducts *>NULL, s, t)
+    elif formula is LeakyGradient or formula is LeakyScaled:
+        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const LeakyProducts *>NULL, s, t)
     else:
         add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Deviations *>NULL, s, t)
 

@@ -417,14 +417,14 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.far = <char *>(table.columns.each + call.channels)
 
 
-cdef inline bint is_activated(const Call *call) noexcept nogil:
+cdef inline bint needs_z(const Call *call) noexcept nogil:
     return call.gated or (call.dy != NULL and not call.backward)
 
 
 cdef inline void find_coefficients(Table *table, bint of_z) noexcept nogil:
     """Of all columns, for the results or (of_z) for the sums behind an activation."""
     coefficients(table.call, 0, table.call.channels, of_z, <Coefficients *>table.columns.each)
-    table.loops.set_columns(&table.columns, is_activated(table.call), NULL)
+    table.loops.set_columns(&table.columns, needs_z(table.call), NULL)
 
 
 cdef void run_rows(Call *call) noexcept nogil:

@@ -17,11 +17,15 @@ cdef struct FarProducts:
     char nothing
 
 
-cdef struct GatedProducts:      # the same with dy*act'(z)
+cdef struct ClippedProducts:    # the first attempt with dy*act'(z), of an activation with bounds
     char nothing
 
 
-cdef struct FarGatedProducts:   # z may have been computed in float64
+cdef struct LeakyProducts:      # of one with a slope
+    char nothing
+
+
+cdef struct FarGatedProducts:   # of any; z may have been computed in float64
     char nothing
 
 
@@ -30,12 +34,13 @@ ctypedef fused summed:
     FarDeviations
     Products
     FarProducts
-    GatedProducts
+    ClippedProducts
+    LeakyProducts
     FarGatedProducts
 
 
 cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
-    return summed is Deviations or summed is Products or summed is GatedProducts
+    return summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
 
 
 cdef inline lanes_t deviations(const stored *x, lanes_t center, const summed *of) noexcept nogil:
@@ -54,10 +59,12 @@ cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stor
 
 cdef inline lanes_t gradients(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column,
                               const summed *of) noexcept nogil:
-    if summed is GatedProducts:
-        return gated_lanes(dy, x, f, column)
+    if summed is ClippedProducts:
+        return gated_lanes(dy, x, f, column, False)
+    elif summed is LeakyProducts:
+        return gated_lanes(dy, x, f, column, True)
     elif summed is FarGatedProducts:
-        return gated_lanes_each(dy, x, f, column) if z_is_wide(f) else gated_lanes(dy, x, f, column)
+        return gated_lanes_each(dy, x, f, column)
     else:
         return read_lanes(dy)
 
@@ -100,5 +107,5 @@ cdef inline void ask_for_line(const stored *dy, const stored *x, const summed *o
     """Values that come next, on their way. (A second attempt is rare.)"""
     if is_first_attempt(of):
         prefetch_lanes(x)
-    if summed is Products or summed is GatedProducts:
+    if is_first_attempt(of) and summed is not Deviations:
         prefetch_lanes(dy)

@@ -43,8 +43,9 @@ cdef struct Sums:
 
 
 cdef struct Activation:
-    # y = z, and slope*z where z < 0, but not below `lower` or above `upper` (NaN: there is no bound).
-    # The derivative is 1, slope where z <= 0, and 0 where z <= lower or z >= upper.
+    # With a slope other than 1: y = z, and slope*z where z < 0; the derivative is 1, and slope where z <= 0.
+    # Otherwise y = z, but not below `lower` or above `upper` (NaN: there is no bound); the derivative is 1, and 0 where
+    # z <= lower or z >= upper.
     double slope, lower, upper
 
 
