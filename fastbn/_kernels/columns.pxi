@@ -4,14 +4,18 @@
 ctypedef void *column_values
 
 
+cdef struct GateColumns:
+    column_values low, high
+
+
 cdef struct Columns:
     # Of the type of the values: of `width` columns and, once more, of the first LANES.
     column_values center, mul, add, by_x
-    column_values z_add, mul_below, add_below   # only where there is an activation or a residual
+    column_values mul_below, add_below      # only where there is an activation or a residual
+    GateColumns gate
     Activation act
     Py_ssize_t width
     bint wide                   # some channels are computed in float64
-    bint any_z_wide             # z of some is
     Py_ssize_t channels
     const Coefficients *each    # of every channel
 
@@ -22,6 +26,11 @@ ctypedef fused numbers:
 
 
 ctypedef fused held:
+    double
+    column_values
+
+
+ctypedef fused held_gate:
     double
     column_values
 
@@ -42,19 +51,12 @@ cdef inline const Coefficients *of_column(const numbers *f, Py_ssize_t column) n
         return f.each + max(column, 0) % f.channels     # (before the first one nothing is kept)
 
 
-cdef inline bint z_is_wide(const numbers *f) noexcept nogil:
-    if numbers is Coefficients:
-        return f.z_wide
-    else:
-        return f.any_z_wide
-
-
 cdef void set_columns(Columns *columns, bint activated, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
     cdef Py_ssize_t j, c = 0
     cdef const Coefficients *f
     columns.act = columns.each.act
-    columns.wide = columns.any_z_wide = False
+    columns.wide = False
     for j in range(columns.width + LANES):
         f = columns.each + c
         (<real *>columns.center)[j] = <real>f.center
@@ -62,11 +64,11 @@ cdef void set_columns(Columns *columns, bint activated, const real *typed) noexc
         (<real *>columns.add)[j] = <real>f.add
         (<real *>columns.by_x)[j] = <real>f.by_x
         if activated:
-            (<real *>columns.z_add)[j] = <real>f.z_add
             (<real *>columns.mul_below)[j] = <real>f.mul_below
             (<real *>columns.add_below)[j] = <real>f.add_below
+            (<real *>columns.gate.low)[j] = <real>f.gate.low
+            (<real *>columns.gate.high)[j] = <real>f.gate.high
         columns.wide = columns.wide or f.wide
-        columns.any_z_wide = columns.any_z_wide or f.z_wide
         c += 1
         if c == columns.channels:
             c = 0

@@ -73,14 +73,14 @@ cdef inline bint is_gated(const formula *what) noexcept nogil:
             or formula is LeakyScaled)
 
 
-cdef inline void compute_reals(const real *dy, const real *x, const real *z, real *line, const numbers *f,
-                               Py_ssize_t column, const formula *what) noexcept nogil:
-    """LANES results, the first of which stands in `column`; z is read behind an activation in backward."""
+cdef inline void compute_reals(const real *dy, const real *x, real *line, const numbers *f, Py_ssize_t column,
+                               const formula *what) noexcept nogil:
+    """LANES results, the first of which stands in `column`."""
     cdef Py_ssize_t k
     cdef real d
     cdef real below[LANES]
     if is_gated(what):
-        gate_line(dy, z, line, f.mul, f.mul_below, column, &f.act,
+        gate_line(dy, x, line, f.mul, f.mul_below, f.gate.low, f.gate.high, column,
                   formula is LeakyGradient or formula is LeakyScaled)
     for k in range(LANES):
         if formula is Normalized:
@@ -117,22 +117,14 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
     cdef float wide_x[LANES]
     cdef float wide_dy[LANES]
     cdef float wide_line[LANES]
-    cdef float wide_z[LANES]
-    cdef stored z[LANES]
     if stored is float or stored is double:
-        if is_gated(what):
-            z_of_line(x, <stored *>z, f, column)
-        compute_reals(dy, x, <const stored *>z, line, f, column, what)
+        compute_reals(dy, x, line, f, column, what)
     else:
         if reads_x(what):
             widen(x, wide_x, LANES)
         if reads_dy(what):
             widen(dy, wide_dy, LANES)
-        if is_gated(what):
-            z_of_line(<const float *>wide_x, <float *>wide_z, f, column)
-            round_line(wide_z, x)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_z, <float *>wide_line, f,
-                      column, what)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, what)
         narrow(wide_line, line, LANES)
 
 
@@ -141,12 +133,10 @@ cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_
     """Any number of results of one channel in float64, where the coefficients are `wide`."""
     cdef double x64[LANES]
     cdef double dy64[LANES]
-    cdef double z64[LANES]
     cdef double line[LANES]
     cdef Py_ssize_t k, i = 0, some
     memset(x64, 0, sizeof(x64))
     memset(dy64, 0, sizeof(dy64))
-    memset(z64, 0, sizeof(z64))
     while i < length:
         some = min(LANES, length - i)
         for k in range(some):
@@ -154,9 +144,7 @@ cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_
                 x64[k] = value_of(x + i + k)
             if reads_dy(what):
                 dy64[k] = value_of(dy + i + k)
-            if is_gated(what):
-                z64[k] = stored_z(x + i + k, f)
-        compute_reals(<const double *>dy64, <const double *>x64, <const double *>z64, <double *>line, f, 0, what)
+        compute_reals(<const double *>dy64, <const double *>x64, <double *>line, f, 0, what)
         for k in range(some):
             put_value(out + i + k, line[k])
         i += some

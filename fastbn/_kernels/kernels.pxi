@@ -2,8 +2,10 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
-from libc.math cimport fabs, isfinite
-from libc.stdint cimport INTPTR_MAX, uint16_t, uintptr_t
+from libc.math cimport INFINITY, NAN, fabs, isfinite
+from libc.stdint cimport (
+    INT16_MAX, INT32_MAX, INT64_MAX, INTPTR_MAX, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t,
+)
 from libc.string cimport memcpy, memset
 
 from fastbn._kernels.table cimport *
@@ -53,6 +55,7 @@ include "sums.pxi"
 include "lanes.pxi"
 include "columns.pxi"
 include "activations.pxi"
+include "gates.pxi"
 include "formulas.pxi"
 include "summands.pxi"
 include "sum_spans.pxi"

@@ -28,6 +28,7 @@ cdef struct Loops:
     sum_rows sum_rows_again
     apply_rows apply_rows
     fill_columns set_columns
+    find_gate_of find_gate
     gate_span gate_span
     undo_span undo_span
 
@@ -66,6 +67,7 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
     loops.set_columns = <fill_columns>set_columns[float]
     if stored is double:
         loops.set_columns = <fill_columns>set_columns[double]
+    loops.find_gate = <find_gate_of>find_gate[stored]
     loops.gate_span = <gate_span>gate_values[stored]
     loops.undo_span = <undo_span>undo_values[stored]
     if not call.backward:

@@ -389,8 +389,7 @@ cdef inline void choose_center(Channel *channel) noexcept nogil:
     channel.far = channel.second = False
     channel.about.center = 0
     if call.backward:
-        channel.far = call.dtype != FLOAT64 and (far_from_zero(call, channel.c)
-                                                 or (call.gated and channel.about.f.z_wide))
+        channel.far = call.dtype != FLOAT64 and far_from_zero(call, channel.c)
         if call.dtype == FLOAT64 or channel.far:
             channel.about.center = call.origin[channel.c]
     elif call.dtype == FLOAT64:
@@ -400,12 +399,11 @@ cdef inline void choose_center(Channel *channel) noexcept nogil:
 cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
                          const Due *due) noexcept nogil:
     """Make channels c..c + count ready for their sums."""
-    cdef Coefficients of_z[GROUP]
+    cdef const Call *call = plan.call
     cdef Py_ssize_t k
-    if plan.call.gated and plan.call.backward:
-        coefficients(plan.call, c, count, True, of_z)
+    if has_gates(call):
         for k in range(count):
-            channels[k].about.f = of_z[k]
+            channels[k].about.f.act, channels[k].about.f.gate = call.act, gates_of(call)[c + k]
     for k in range(count):
         channels[k].plan, channels[k].c, channels[k].due = plan, c + k, due
         choose_center(&channels[k])
@@ -542,7 +540,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
         if call.out != NULL:
             if ready != NULL and not plan.rows_in_turn:
                 apply_from(ready, count)
-            coefficients(call, c, count, False, formulas[turn])
+            coefficients(call, c, count, formulas[turn])
             ready = &due[turn]
             ready.plan, ready.c, ready.count, ready.coefficients, ready.carry = plan, c, count, formulas[turn], carry
             turn = 1 - turn
@@ -560,12 +558,14 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     cdef Carry carry
     cdef Due due
     carry.owed = 0
-    due.plan, due.c, due.count, due.coefficients = plan, begin, end - begin, <Coefficients *>plan.call.scratch + begin
+    cdef const Call *call = plan.call
+    due.plan, due.c, due.count, due.coefficients = plan, begin, end - begin, <Coefficients *>after_gates(call) + begin
     due.carry = &carry if plan.stream else NULL
-    if plan.call.measure:
+    find_gates(call, plan.loops.find_gate, begin, end - begin)
+    if call.measure:
         measure_and_apply(plan, begin, end, due.carry)
     else:
-        coefficients(plan.call, begin, due.count, False, due.coefficients)
+        coefficients(call, begin, due.count, due.coefficients)
         apply_from(&due, 0)
     put_owed_results(plan, &carry)
 
@@ -576,6 +576,7 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef Channel channel
     cdef Coefficients formula
     cdef Due due
+    find_gates(call, plan.loops.find_gate, c, 1)
     if call.measure:
         begin_channels(&channel, 1, plan, c, NULL)
         sum_by_team(&channel, call.threads)
@@ -583,7 +584,7 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
             sum_by_team(&channel, call.threads)
             must_sum_again(&channel, 1)
     if call.out != NULL:
-        coefficients(call, c, 1, False, &formula)
+        coefficients(call, c, 1, &formula)
         due.plan, due.c, due.count, due.coefficients, due.carry = plan, c, 1, &formula, NULL
         share(apply_part, &due, call.values, call.threads)
 

@@ -269,7 +269,6 @@ cdef void choose_centers(Table *table) noexcept nogil:
     """About what the first attempt sums: float32 about 0 where that is good enough."""
     cdef const Call *call = table.call
     cdef Py_ssize_t c
-    cdef const Coefficients *each = table.columns.each
     cdef bint far, float64 = call.dtype == FLOAT64
     if not (call.backward or float64):
         memset(table.center, 0, table.width*sizeof(double))
@@ -278,7 +277,6 @@ cdef void choose_centers(Table *table) noexcept nogil:
     for c in range(call.channels):
         if call.backward:
             far = not float64 and far_from_zero(call, c)
-            far = far or (call.gated and each[c].z_wide)
             set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
         else:
             set_center(table, c, first_pivot_of_rows(call, c), False)
@@ -401,7 +399,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
     size = padded(table.width)
-    table.center = <double *>call.scratch + LANES
+    table.center = <double *>after_gates(call) + LANES
     table.parts.a = table.center + size
     table.parts.a_low = table.parts.a + size
     table.parts.b = table.parts.a_low + size
@@ -409,22 +407,27 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     columns = table.parts.a + 4*table.blocks*size
     table.columns.center, table.columns.mul = columns, columns + size
     table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
-    table.columns.z_add, table.columns.mul_below = columns + 4*size, columns + 5*size
-    table.columns.add_below = columns + 6*size
+    table.columns.mul_below, table.columns.add_below = columns + 4*size, columns + 5*size
+    table.columns.gate.low, table.columns.gate.high = columns + 6*size, columns + 7*size
     table.columns.width = table.width
     table.columns.channels = call.channels
-    table.columns.each = <Coefficients *>(columns + 7*size - LANES)
+    table.columns.each = <Coefficients *>(columns + 8*size - LANES)
     table.far = <char *>(table.columns.each + call.channels)
 
 
-cdef inline bint needs_z(const Call *call) noexcept nogil:
+cdef inline bint is_activated(const Call *call) noexcept nogil:
     return call.gated or (call.dy != NULL and not call.backward)
 
 
-cdef inline void find_coefficients(Table *table, bint of_z) noexcept nogil:
-    """Of all columns, for the results or (of_z) for the sums behind an activation."""
-    coefficients(table.call, 0, table.call.channels, of_z, <Coefficients *>table.columns.each)
-    table.loops.set_columns(&table.columns, needs_z(table.call), NULL)
+cdef inline void set_gates(Table *table) noexcept nogil:
+    """Of all columns, for the sums: of their coefficients nothing else is read then."""
+    cdef const Call *call = table.call
+    cdef Coefficients *each = <Coefficients *>table.columns.each
+    cdef Py_ssize_t c
+    memset(each, 0, call.channels*sizeof(Coefficients))
+    for c in range(call.channels):
+        each[c].act, each[c].gate = call.act, gates_of(call)[c]
+    table.loops.set_columns(&table.columns, True, NULL)
 
 
 cdef void run_rows(Call *call) noexcept nogil:
@@ -434,12 +437,14 @@ cdef void run_rows(Call *call) noexcept nogil:
     table.call = call
     table.loops = choose_loops(call)
     lay_out_table(&table)
+    find_gates(call, table.loops.find_gate, 0, call.channels)
     if call.measure:
-        if call.gated and call.backward:
-            find_coefficients(&table, True)
+        if has_gates(call):
+            set_gates(&table)
         measure_rows(&table)
     if call.out != NULL:
-        find_coefficients(&table, False)
+        coefficients(call, 0, call.channels, <Coefficients *>table.columns.each)
+        table.loops.set_columns(&table.columns, is_activated(call), NULL)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)
     fp_restore(before)

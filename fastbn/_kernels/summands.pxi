@@ -25,7 +25,7 @@ cdef struct LeakyProducts:      # of one with a slope
     char nothing
 
 
-cdef struct FarGatedProducts:   # of any; z may have been computed in float64
+cdef struct FarGatedProducts:   # of any
     char nothing
 
 
@@ -64,7 +64,7 @@ cdef inline lanes_t gradients(const stored *dy, const stored *x, const numbers *
     elif summed is LeakyProducts:
         return gated_lanes(dy, x, f, column, True)
     elif summed is FarGatedProducts:
-        return gated_lanes_each(dy, x, f, column)
+        return gated_lanes(dy, x, f, column, f.act.slope != 1)
     else:
         return read_lanes(dy)
 

@@ -111,8 +111,6 @@ cdef struct Numbers:
     double add[TOGETHER]
     double by_x[TOGETHER]
     double wide[TOGETHER]
-    double z_add[TOGETHER]
-    double z_wide[TOGETHER]
 
 
 cdef inline double unfit(double v) noexcept nogil:
@@ -169,9 +167,6 @@ cdef inline void z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Num
         f.add[k] = at(call.beta, c + k, 0.0)
         f.by_x[k] = 0
     choose_numbers(call, f, count, call.mean + c, f.mul)
-    for k in range(count):
-        f.z_add[k] = f.add[k]
-        f.z_wide[k] = f.wide[k]
 
 
 cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
@@ -189,8 +184,6 @@ cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Nu
             by_x = -f.invstd[k]*(f.invstd[k]*(sum_dy_xmu[k]/values))
             f.by_x[k] = by_x if from_y else by_x*f.mul[k]
     choose_numbers(call, f, count, call.origin + c, f.by_x)
-    for k in range(count):
-        f.wide[k] += f.z_wide[k]
 
 
 cdef inline void set_coefficients(const Call *call, const Numbers *f, Py_ssize_t count,
@@ -199,9 +192,9 @@ cdef inline void set_coefficients(const Call *call, const Numbers *f, Py_ssize_t
     cdef Py_ssize_t k
     for k in range(count):
         to[k].center, to[k].mul, to[k].add, to[k].by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
-        to[k].z_add, to[k].mul_below, to[k].add_below = f.z_add[k], f.mul[k]*act.slope, f.z_add[k]*act.slope
+        to[k].mul_below, to[k].add_below = f.mul[k]*act.slope, f.add[k]*act.slope
         to[k].act = act
-        to[k].wide, to[k].z_wide = f.wide[k] != 0, f.z_wide[k] != 0
+        to[k].wide = f.wide[k] != 0
 
 
 cdef void forward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
@@ -213,24 +206,23 @@ cdef void forward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count,
 
 
 cdef void backward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
-    """Those of dx, and behind an activation of z."""
+    """Those of dx."""
     cdef Numbers f
+    cdef Py_ssize_t k
     scale_numbers(call, c, count, &f)
-    if call.gated:
-        z_numbers(call, c, count, &f)
-    else:
-        memset(f.z_add, 0, sizeof(f.z_add))
-        memset(f.z_wide, 0, sizeof(f.z_wide))
     dx_numbers(call, c, count, &f)
     set_coefficients(call, &f, count, to)
+    if has_gates(call):
+        for k in range(count):
+            to[k].gate = gates_of(call)[c + k]
 
 
-cdef void coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, bint of_z, Coefficients *to) noexcept nogil:
-    """What the call computes `count` channels from c on with, or (of_z) what it computes their z with."""
+cdef void coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
+    """What the call computes `count` channels from c on with."""
     cdef Py_ssize_t some
     while count > 0:
         some = min(count, TOGETHER)
-        if call.backward and not of_z:
+        if call.backward:
             backward_coefficients(call, c, some, to)
         else:
             forward_coefficients(call, c, some, to)

@@ -49,15 +49,21 @@ cdef struct Activation:
     double slope, lower, upper
 
 
+cdef struct Gate:
+    # act'(z), told from x. With a slope: 1 where low <= x <= high, else slope (NaN: everywhere). Otherwise 1, but 0
+    # where x <= low or x >= high (NaN: nowhere).
+    double low, high
+
+
 cdef struct Coefficients:
-    # z = (x - center)*mul + z_add (+ residual), of which y = z or what an activation makes of it. Where z < 0 that is
-    # (x - center)*mul_below + add_below: multiplying z by the slope would round twice more.
-    # dx = (dy*mul + add) + (x - center)*by_x, with mul_below for mul where z <= 0.
+    # Forward: z = (x - center)*mul + add (+ residual), of which y = z or what an activation makes of it. Where z < 0
+    # a slope makes that (x - center)*mul_below + add_below: multiplying z by it would round twice more.
+    # Backward: dx = (dy*mul + add) + (x - center)*by_x, behind an activation with mul*act'(z) for mul.
     double center, mul, add, by_x
-    double z_add, mul_below, add_below
+    double mul_below, add_below
     Activation act
+    Gate gate
     bint wide           # float32 cannot hold these numbers, or what comes between: computed in float64
-    bint z_wide         # the same of z: as the forward has computed it, the backward does
 
 
 cdef struct Call:
@@ -76,7 +82,7 @@ cdef struct Call:
     const View *x           # NULL: not read
     const View *dy          # forward: the residual, or NULL
     const View *out         # NULL: only measured
-    # Where act'(z) is known from: z is computed again from x (gated), or y tells. In the second case g goes to
+    # Where act'(z) is known from: x tells (gated), or y does. In the second case g goes to
     # dresidual, which then takes the place of dy, or if that is NULL is computed wherever it is needed.
     bint gated
     const View *y
@@ -132,15 +138,29 @@ cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
     return (columns + LANES - 1)//LANES*LANES + 2*LANES
 
 
+cdef inline bint has_gates(const Call *call) noexcept nogil:
+    return call.backward and call.gated
+
+
+cdef inline Gate *gates_of(const Call *call) noexcept nogil:
+    """Of all channels: what the scratch begins with."""
+    return <Gate *>call.scratch
+
+
+cdef inline char *after_gates(const Call *call) noexcept nogil:
+    return <char *>(gates_of(call) + (call.channels if has_gates(call) else 0))
+
+
 cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
-    """Scratch of a call: coefficients of all channels; on rows also of columns, a centre, sums of all blocks."""
-    cdef Py_ssize_t rows, columns, each = sizeof(Coefficients)
+    """Scratch of a call: gates, coefficients of all channels; on rows also of columns, a centre, sums of all blocks."""
+    cdef Py_ssize_t rows, columns, gates = after_gates(call) - call.scratch
+    cdef Py_ssize_t each = call.channels*<Py_ssize_t>sizeof(Coefficients)
     if order == PLANES:
-        return 0 if call.measure else call.channels*each
+        return gates + (0 if call.measure else each)
     rows = side_by_side(call.channels, call.values)
     columns = rows*call.channels
-    return (call.channels*each + columns
-            + padded(columns)*(8 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
+    return (gates + each + columns
+            + padded(columns)*(9 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
