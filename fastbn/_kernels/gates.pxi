@@ -7,7 +7,7 @@
 # (Where mul is 0 all z are alike but those of infinite x, which are NaN: they are taken for the others.)
 
 cdef enum:
-    FAR = 4096              # ranks from a guess: no further in steps
+    WIDEST_STEP = 4096      # ranks; after that, by halves
 
 
 cdef enum Crossing:         # what becomes true as z grows; where z is NaN ...
@@ -105,7 +105,7 @@ cdef int64_t first_rank(const Coefficients *f, int side, double bound, Crossing 
         else:
             low = at
             at = low + step
-        if step < FAR and low < at < high:
+        if step < WIDEST_STEP and low < at < high:
             step *= 2
         else:
             at = low + (high >> 1) - (low >> 1)
