@@ -15,9 +15,10 @@ from fastbn.bench.measure import LAST_ROUNDING, SLOPE, TOLERANCE, Prepared, Wron
 
 Call = Callable[[], Any]  # returns y or dx, alone or first of several
 
-# Others sum in float32, each in its own order: off by n*2**-24 at most, 1.5e-3 for n = 25,088 (1.4e-4 was found). What
-# is wrong, and not only rounded, is further off.
-OTHERS = 2e-3
+# Others sum in float32, each in its own order: some 1e-6 off here. What is wrong, and not only rounded, is further off.
+OTHERS = 1e-4
+# In one row that is off by n*2**-24 at most, 1.5e-3 for n = 25,088 (1.4e-4 was found, behind an activation).
+IN_ONE_ROW = 2e-3
 
 
 def fastbn_call(p: Prepared) -> Call:
@@ -257,7 +258,7 @@ CONTENDERS = {
     "fastbn, in steps": Contender(fastbn_steps, tolerance=TOLERANCE["float32"]),
     "np.copyto": Contender(numpy_copy, copies=True),
     "NumPy formula": Contender(numpy_formula),
-    "PyTorch": Contender(pytorch, ("torch",)),
-    "PyTorch, output reused": Contender(pytorch_reusing, ("torch",)),
+    "PyTorch": Contender(pytorch, ("torch",), tolerance=IN_ONE_ROW),
+    "PyTorch, output reused": Contender(pytorch_reusing, ("torch",), tolerance=IN_ONE_ROW),
     "onnxruntime": Contender(onnx_runtime, ("onnx", "onnxruntime")),
 }
