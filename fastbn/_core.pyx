@@ -690,18 +690,32 @@ def same_memory(out, cnp.ndarray x):
 
 
 def copies(a, b, c, d):
-    """A copy of each vector, None of None."""
-    return copy_of(a), copy_of(b), copy_of(c), copy_of(d)
-
-
-cdef object copy_of(object vector):
-    if vector is None or not cnp.PyArray_IS_C_CONTIGUOUS(vector):
-        return None if vector is None else vector.copy()
-    cdef cnp.ndarray v = vector, same
-    cdef cnp.npy_intp shape = cnp.PyArray_DIM(v, 0)
-    same = cnp.PyArray_EMPTY(1, &shape, cnp.PyArray_TYPE(v), 0)
-    memcpy(cnp.PyArray_DATA(same), cnp.PyArray_DATA(v), cnp.PyArray_NBYTES(v))
-    return same
+    """Copies of the vectors that are not None, of one length and type: rows of one array, since each takes a while."""
+    cdef tuple given = (a, b, c, d)
+    cdef cnp.ndarray kept, v
+    cdef cnp.npy_intp shape[2]
+    cdef Py_ssize_t k, row = 0
+    cdef char *to
+    shape[0] = shape[1] = 0
+    for k in range(4):
+        if given[k] is not None:
+            v = given[k]
+            shape[0] += 1
+            shape[1] = cnp.PyArray_DIM(v, 0)
+    if shape[0] == 0:
+        return None
+    kept = cnp.PyArray_EMPTY(2, shape, cnp.PyArray_TYPE(v), 0)
+    to = <char *>cnp.PyArray_DATA(kept)
+    for k in range(4):
+        if given[k] is not None:
+            v = given[k]
+            if cnp.PyArray_IS_C_CONTIGUOUS(v) and cnp.PyArray_TYPE(v) == cnp.PyArray_TYPE(kept):
+                memcpy(to, cnp.PyArray_DATA(v), cnp.PyArray_NBYTES(v))
+            else:
+                kept[row] = v
+            to += cnp.PyArray_STRIDE(kept, 0)
+            row += 1
+    return kept
 
 
 def put(cnp.ndarray to, cnp.ndarray values):

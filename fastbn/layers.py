@@ -30,9 +30,8 @@ STATE = {
 _Saved: TypeAlias = tuple[
     Any,  # x; None: it was overwritten
     Any,  # y, where backward reads it
-    Any,  # (count, mean, var) of x, or (mean, var)
-    np.ndarray | None,  # gamma
-    np.ndarray | None,  # beta
+    Any,  # (count, mean, var) of x
+    Any,  # copies of gamma and beta (if any), of the mean and var that did not come from x
     bool,  # whether the statistics came from x
     bool,  # whether there was a residual
 ]
@@ -204,14 +203,14 @@ class BatchNorm:
             if self.training and self._running_mean is not None:
                 count, mean, var = stats
                 self._move_running_stats(mean, var, count / (count - 1), self.momentum, None)
-            gamma, beta, _, _ = _core.copies(gamma, beta, None, None)
+            vectors = _core.copies(gamma, beta, None, None)
         else:
             mean, var = self._running_mean, self._running_var
             y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
-            gamma, beta, *stats = _core.copies(gamma, beta, mean, var)
+            stats, vectors = None, _core.copies(gamma, beta, mean, var)
         reads_y = in_place or (residual is not None and activation is not None)
         self._saved = (
-            None if in_place else x, y if reads_y else None, stats, gamma, beta, from_batch, residual is not None
+            None if in_place else x, y if reads_y else None, stats, vectors, from_batch, residual is not None
         )  # fmt: skip
         return y
 
@@ -245,11 +244,14 @@ class BatchNorm:
         dgamma, dbeta = self._dgamma, self._dbeta
         _core.check_writeable("dgamma", dgamma)
         _core.check_writeable("dbeta", dbeta)
-        x, y, stats, gamma, beta, from_batch, residual = saved
+        x, y, stats, vectors, from_batch, residual = saved
+        gamma, beta = (vectors[0], vectors[1]) if self.affine else (None, None)
         if from_batch:
             stats = BatchStats._of(stats)
-        elif x is None:
-            self._check_can_undo(gamma, residual)
+        else:
+            stats = vectors[-2], vectors[-1]
+            if x is None:
+                self._check_can_undo(gamma, residual)
         dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy,
             x,
