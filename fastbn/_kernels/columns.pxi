@@ -17,7 +17,7 @@ cdef struct Columns:
     Py_ssize_t width
     bint wide                   # some channels are computed in float64
     Py_ssize_t channels
-    const Coefficients *each    # of every channel
+    Numbers each                # of every channel
 
 
 ctypedef fused numbers:
@@ -43,32 +43,51 @@ cdef inline real number(held value, Py_ssize_t column, const real *typed) noexce
         return (<const real *>value)[column]
 
 
-cdef inline const Coefficients *of_column(const numbers *f, Py_ssize_t column) noexcept nogil:
+cdef inline Coefficients of_column(const Columns *f, Py_ssize_t column) noexcept nogil:
     """All coefficients of a channel."""
-    if numbers is Coefficients:
-        return f
-    else:
-        return f.each + max(column, 0) % f.channels     # (before the first one nothing is kept)
+    cdef Py_ssize_t c = max(column, 0) % f.channels     # (before the first one nothing is kept)
+    return coefficients_of(&f.each, c)
+
+
+cdef void put_columns(column_values to, const double *numbers, double times, const Columns *columns,
+                      const real *typed) noexcept nogil:
+    """The numbers of all channels, and again, up to the last column and the first LANES behind it."""
+    cdef Py_ssize_t j
+    cdef real *v = <real *>to
+    for j in range(columns.channels):
+        v[j] = <real>(numbers[j]*times)
+    repeat_columns(to, columns, typed)
+
+
+cdef inline void repeat_columns(column_values first, const Columns *columns, const real *typed) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real *v = <real *>first
+    for j in range(columns.channels, columns.width + LANES):
+        v[j] = v[j - columns.channels]
 
 
 cdef void set_columns(Columns *columns, bint activated, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
-    cdef Py_ssize_t j, c = 0
-    cdef const Coefficients *f
-    columns.act = columns.each.act
+    cdef Py_ssize_t c
+    cdef const Numbers *f = &columns.each
+    put_columns(columns.center, f.center, 1, columns, typed)
+    put_columns(columns.mul, f.mul, 1, columns, typed)
+    put_columns(columns.add, f.add, 1, columns, typed)
+    put_columns(columns.by_x, f.by_x, 1, columns, typed)
+    if activated:
+        put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
+        put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
+    columns.act = f.act
     columns.wide = False
-    for j in range(columns.width + LANES):
-        f = columns.each + c
-        (<real *>columns.center)[j] = <real>f.center
-        (<real *>columns.mul)[j] = <real>f.mul
-        (<real *>columns.add)[j] = <real>f.add
-        (<real *>columns.by_x)[j] = <real>f.by_x
-        if activated:
-            (<real *>columns.mul_below)[j] = <real>f.mul_below
-            (<real *>columns.add_below)[j] = <real>f.add_below
-            (<real *>columns.gate.low)[j] = <real>f.gate.low
-            (<real *>columns.gate.high)[j] = <real>f.gate.high
-        columns.wide = columns.wide or f.wide
-        c += 1
-        if c == columns.channels:
-            c = 0
+    for c in range(columns.channels):
+        columns.wide = columns.wide or f.wide[c] != 0
+
+
+cdef void set_gate_columns(Columns *columns, const Gate *gates, const real *typed) noexcept nogil:
+    """Gates of all columns from those of their channels."""
+    cdef Py_ssize_t c
+    for c in range(columns.channels):
+        (<real *>columns.gate.low)[c] = <real>gates[c].low
+        (<real *>columns.gate.high)[c] = <real>gates[c].high
+    repeat_columns(columns.gate.low, columns, typed)
+    repeat_columns(columns.gate.high, columns, typed)

@@ -136,12 +136,15 @@ ctypedef void (*find_gate_of)(const Coefficients *z, Gate *, const void *typed) 
 
 cdef void find_gates(const Call *call, find_gate_of find, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
     """Those of `count` channels from c on, if the call has any."""
-    cdef Coefficients z[TOGETHER]
+    cdef double memory[5*TOGETHER]
+    cdef Numbers z = lay_out_numbers(memory, TOGETHER, call)
+    cdef Coefficients own
     cdef Py_ssize_t k, some
     while count > 0 and has_gates(call):
         some = min(count, TOGETHER)
-        forward_coefficients(call, c, some, z)
+        find_some_numbers(call, False, c, some, &z)
         for k in range(some):
-            find(&z[k], gates_of(call) + c + k, NULL)
+            own = coefficients_of(&z, k)
+            find(&own, gates_of(call) + c + k, NULL)
         c += some
         count -= some

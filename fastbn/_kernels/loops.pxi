@@ -4,16 +4,20 @@
 
 ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, const Steps *,
                            Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *, const void *) noexcept nogil
+ctypedef void (*sum_channels)(const void *dy, const void *x, const Steps *sample, const Steps *neighbour,
+                              Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s,
+                              double *t, const void *) noexcept nogil
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const Coefficients *, Carry *, const void *) noexcept nogil
-ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const Coefficients *, Carry *,
-                            const void *next_dy, const void *next_x, const void *dy_ahead, const void *x_ahead,
-                            const Center *, Lanes *, const void *) noexcept nogil
+                             Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *) noexcept nogil
+ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const Numbers *, Py_ssize_t k,
+                            Carry *, const void *next_dy, const void *next_x, const void *dy_ahead,
+                            const void *x_ahead, const Center *, Lanes *, const void *) noexcept nogil
 ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                           const RowCenters *, double *s, double *t, const void *) noexcept nogil
 ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, const Columns *,
                             Py_ssize_t column, bint stream, const void *) noexcept nogil
 ctypedef void (*fill_columns)(Columns *, bint activated, const void *) noexcept nogil
+ctypedef void (*fill_gates)(Columns *, const Gate *, const void *) noexcept nogil
 ctypedef void (*gate_span)(const void *dy, const void *y, void *g, Py_ssize_t length, const Activation *) noexcept nogil
 ctypedef void (*undo_span)(const void *y, void *z, Py_ssize_t length, const Activation *) noexcept nogil
 
@@ -22,15 +26,29 @@ cdef struct Loops:
     Py_ssize_t itemsize
     sum_spans sum_spans
     sum_spans sum_spans_again   # the same about any center, for a second attempt
+    sum_channels sum_channels   # some channels, the whole of each
+    sum_channels sum_channels_again
     apply_spans apply_spans
     sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
     sum_rows sum_rows
     sum_rows sum_rows_again
     apply_rows apply_rows
     fill_columns set_columns
+    fill_gates set_gate_columns
     find_gate_of find_gate
     gate_span gate_span
     undo_span undo_span
+
+
+cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first *first,
+                          const summed_again *again) noexcept nogil:
+    """The sums of a first attempt, and those of a second."""
+    loops.sum_spans = <sum_spans>sums_of_spans[stored, summed_first]
+    loops.sum_spans_again = <sum_spans>sums_of_spans[stored, summed_again]
+    loops.sum_channels = <sum_channels>sums_of_channels[stored, summed_first]
+    loops.sum_channels_again = <sum_channels>sums_of_channels[stored, summed_again]
+    loops.sum_rows = <sum_rows>sums_of_rows[stored, summed_first]
+    loops.sum_rows_again = <sum_rows>sums_of_rows[stored, summed_again]
 
 
 cdef inline void use_formula(Loops *loops, const stored *typed, const formula *what) noexcept nogil:
@@ -39,25 +57,13 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
     loops.sweep_span = <sweep_span>results_and_sums[stored, formula]
     loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
     if formula is Gradient or formula is Scaled:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, Products]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarProducts]
-        loops.sum_rows = <sum_rows>sums_of_rows[stored, Products]
-        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarProducts]
+        use_sums(loops, typed, <const Products *>NULL, <const FarProducts *>NULL)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, ClippedProducts]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
-        loops.sum_rows = <sum_rows>sums_of_rows[stored, ClippedProducts]
-        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarGatedProducts]
+        use_sums(loops, typed, <const ClippedProducts *>NULL, <const FarGatedProducts *>NULL)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, LeakyProducts]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarGatedProducts]
-        loops.sum_rows = <sum_rows>sums_of_rows[stored, LeakyProducts]
-        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarGatedProducts]
+        use_sums(loops, typed, <const LeakyProducts *>NULL, <const FarGatedProducts *>NULL)
     else:
-        loops.sum_spans = <sum_spans>sums_of_spans[stored, Deviations]
-        loops.sum_spans_again = <sum_spans>sums_of_spans[stored, FarDeviations]
-        loops.sum_rows = <sum_rows>sums_of_rows[stored, Deviations]
-        loops.sum_rows_again = <sum_rows>sums_of_rows[stored, FarDeviations]
+        use_sums(loops, typed, <const Deviations *>NULL, <const FarDeviations *>NULL)
 
 
 cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil:
@@ -65,8 +71,10 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
     cdef bint slope = call.act.slope != 1
     loops.itemsize = sizeof(stored)
     loops.set_columns = <fill_columns>set_columns[float]
+    loops.set_gate_columns = <fill_gates>set_gate_columns[float]
     if stored is double:
         loops.set_columns = <fill_columns>set_columns[double]
+        loops.set_gate_columns = <fill_gates>set_gate_columns[double]
     loops.find_gate = <find_gate_of>find_gate[stored]
     loops.gate_span = <gate_span>gate_values[stored]
     loops.undo_span = <undo_span>undo_values[stored]

@@ -33,6 +33,7 @@ cdef struct Plan:
     Py_ssize_t group            # channels that go side by side
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
     Py_ssize_t in_one_go        # of them are summed, before as many get their results
+    bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     bint stream                 # write past the cache
     const View *dy              # what loops read as dy: dresidual, where there is one
@@ -44,7 +45,7 @@ cdef struct Due:
     # Channels side by side whose results are due.
     const Plan *plan
     Py_ssize_t c, count
-    Coefficients *coefficients
+    Numbers numbers
     Carry *carry                # results on their way past the cache; NULL: they do not go there
 
 
@@ -94,6 +95,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
     plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
+    plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
     plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
     return plan
 
@@ -178,7 +180,7 @@ cdef void read_values(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ss
 
 cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t k, Py_ssize_t length) noexcept nogil:
     """Whether results and sums may be taken in one loop."""
-    return due.carry != NULL and length >= LANES and not (channel.far or due.coefficients[k].wide)
+    return due.carry != NULL and length >= LANES and not (channel.far or due.numbers.wide[k] != 0)
 
 
 cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t start,
@@ -216,7 +218,7 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
         c = due.c + k
         plan.loops.sweep_span(
             row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
-            length, due.coefficients + k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
+            length, &due.numbers, k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
     else:
         sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 
@@ -237,6 +239,7 @@ cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, c
 cdef struct Place:
     # Where results have got to, on their way through the channels of one sample after the other.
     Py_ssize_t row, k
+    Py_ssize_t first            # channel of each sample
 
 
 cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept nogil:
@@ -251,11 +254,11 @@ cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept 
             for k in range(some):
                 gate_rows(plan, c + k, row, 1)
         plan.loops.apply_spans(row_start(plan.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
-                               &plan.neighbour, some, plan.plane, due.coefficients + place.k, due.carry, NULL)
+                               &plan.neighbour, some, plan.plane, &due.numbers, place.k, due.carry, NULL)
         rows -= some
         place.k += some
         if place.k == due.count:
-            place.k = 0
+            place.k = place.first
             row += 1
     place.row = row
 
@@ -271,7 +274,7 @@ cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, 
     cdef const char *dy = row_start(plan.dy, channels.c, row)
     cdef const char *x_soon = x + plan.neighbour.x
     cdef const char *dy_soon = dy + plan.neighbour.dy
-    place.row, place.k = row, 0
+    place.row, place.k, place.first = row, 0, 0
     for k in range(count):
         if due != NULL:
             apply_to_rows(due, &place, rows)
@@ -363,37 +366,34 @@ cdef void sum_by_team(Channel *channel, int threads) noexcept nogil:
         merge_sums(&channel.total, &parts[block])
 
 
-cdef double first_pivot(const Channel *channel) noexcept nogil:
+cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
     """Mean of the first few values, as value + mean(x - value): exact where they are all equal."""
     cdef double tile[PIVOT]
-    cdef const Call *call = channel.plan.call
-    cdef const Loops *loops = &channel.plan.loops
+    cdef const Call *call = plan.call
+    cdef const Loops *loops = &plan.loops
     cdef Py_ssize_t length = min(PIVOT, call.values)
-    cdef const char *x = read_tile(call.x, channel.c, 0, length, loops.itemsize, tile)
+    cdef const char *x = read_tile(call.x, c, 0, length, loops.itemsize, tile)
     cdef double value
     cdef Center about
     cdef Lanes lanes
     clear_lanes(&lanes)
     about.center = 0
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, 1, &about, &lanes, NULL)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, 1, &about, &lanes, NULL)
     about.center = lanes_sum(lanes_load(lanes.s))
     clear_lanes(&lanes)
-    loops.sum_spans_again(NULL, x, NULL, NULL, &channel.plan.sample, 1, length, &about, &lanes, NULL)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, length, &about, &lanes, NULL)
     value = about.center + lanes_sum(lanes_load(lanes.s))/length
     return value if isfinite(value) else 0.0
 
 
-cdef inline void choose_center(Channel *channel) noexcept nogil:
-    """About what the first attempt sums: float32 about 0 where that is good enough."""
-    cdef const Call *call = channel.plan.call
-    channel.far = channel.second = False
-    channel.about.center = 0
+cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexcept nogil:
+    """About what the first attempt sums: float32 about 0 where that is good enough, else it is `far`."""
+    cdef const Call *call = plan.call
+    far[0] = False
     if call.backward:
-        channel.far = call.dtype != FLOAT64 and far_from_zero(call, channel.c)
-        if call.dtype == FLOAT64 or channel.far:
-            channel.about.center = call.origin[channel.c]
-    elif call.dtype == FLOAT64:
-        channel.about.center = first_pivot(channel)
+        far[0] = call.dtype != FLOAT64 and far_from_zero(call, c)
+        return call.origin[c] if call.dtype == FLOAT64 or far[0] else 0.0
+    return first_pivot(plan, c) if call.dtype == FLOAT64 else 0.0
 
 
 cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
@@ -403,40 +403,79 @@ cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, 
     cdef Py_ssize_t k
     if has_gates(call):
         for k in range(count):
-            channels[k].about.f.act, channels[k].about.f.gate = call.act, gates_of(call)[c + k]
+            channels[k].about.act, channels[k].about.gate = call.act, gates_of(call)[c + k]
     for k in range(count):
         channels[k].plan, channels[k].c, channels[k].due = plan, c + k, due
-        choose_center(&channels[k])
+        channels[k].about.center = first_center(plan, c + k, &channels[k].far)
+        channels[k].second = False
 
 
-cdef bint must_sum_again(Channel *channels, Py_ssize_t count) noexcept nogil:
-    """Take what the call asked for from the sums, or make ready for better ones (`second`): of any channel?"""
-    cdef const Call *call = channels.plan.call
-    cdef Sums sums[GROUP]
+cdef void begin_again(Channel *channel, const Plan *plan, Py_ssize_t c) noexcept nogil:
+    """Make a channel ready for better sums, about its origin."""
+    begin_channels(channel, 1, plan, c, NULL)
+    channel.about.center = plan.call.origin[c]
+    channel.far = channel.second = True
+
+
+cdef void settle_group(const Channel *channels, Py_ssize_t count, bint *again) noexcept nogil:
+    """Take what the call asked for from the sums; where that asks for better ones."""
+    cdef SumsTogether sums
     cdef double centers[GROUP]
-    cdef bint again[GROUP]
-    cdef bint any_again = False
     cdef Py_ssize_t k
     for k in range(count):
-        sums[k], centers[k] = channels[k].total, channels[k].about.center
-    settle(call, channels.c, count, sums, centers, again)
-    for k in range(count):
-        channels[k].second = again[k]
-        if again[k]:
-            channels[k].about.center = call.origin[channels[k].c]
-            channels[k].due = NULL
-            channels[k].far = any_again = True
-    return any_again
+        put_sums(&sums, k, &channels[k].total)
+        centers[k] = channels[k].about.center
+    settle(channels.plan.call, channels.c, count, &sums, centers, again)
 
 
-cdef void measure_channels(Channel *channels, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t k
+cdef void measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const Due *due, bint *again) noexcept nogil:
+    cdef Channel channels[GROUP]
+    begin_channels(channels, count, plan, c, due)
     sum_side_by_side(channels, count)
-    if must_sum_again(channels, count):
+    settle_group(channels, count, again)
+
+
+cdef void measure_again(const Plan *plan, Py_ssize_t c) noexcept nogil:
+    cdef Channel channel
+    cdef bint again
+    begin_again(&channel, plan, c)
+    sum_side_by_side(&channel, 1)
+    settle_group(&channel, 1, &again)
+
+
+cdef void sum_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const double *centers, bint far, double *s,
+                    double *t) noexcept nogil:
+    """The sums of channels that are one fold each."""
+    cdef const Call *call = plan.call
+    cdef sum_channels sum = plan.loops.sum_channels_again if far else plan.loops.sum_channels
+    cdef Centers about
+    cdef Py_ssize_t k
+    about.center, about.gates, about.act = centers, NULL, call.act
+    if has_gates(call):
+        about.gates = gates_of(call) + c
+    if call.dresidual != NULL:
         for k in range(count):
-            if channels[k].second:
-                sum_side_by_side(&channels[k], 1)
-                must_sum_again(&channels[k], 1)
+            gate_rows(plan, c + k, 0, plan.rows)
+    sum(row_start(plan.dy, c, 0), row_start(call.x, c, 0), &plan.sample, &plan.neighbour, count, plan.rows, plan.plane,
+        &about, s, t, NULL)
+
+
+cdef void measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, bint *again) noexcept nogil:
+    """measure_group() for channels that are one fold each: by calls for as many as can be summed alike."""
+    cdef const Call *call = plan.call
+    cdef SumsTogether sums
+    cdef double centers[GROUP]
+    cdef bint far[GROUP]
+    cdef Py_ssize_t k, first = 0
+    for k in range(count):
+        centers[k] = first_center(plan, c + k, &far[k])
+    for k in range(count):
+        sums.a_low[k] = sums.b_low[k] = 0
+    for k in range(1, count + 1):
+        if k == count or far[k] != far[first]:
+            sum_whole(plan, c + first, k - first, centers + first, far[first], sums.a + first, sums.b + first)
+            first = k
+    settle(call, c, count, &sums, centers, again)
 
 
 cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -459,7 +498,7 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         length = min(left, run - start)
         plan.loops.apply_spans(row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip,
                                row_start(call.out, c, row) + skip, &plan.neighbour, 1, length,
-                               due.coefficients + k, due.carry, NULL)
+                               &due.numbers, k, due.carry, NULL)
         left -= length
         row += 1
         start = skip = 0
@@ -479,7 +518,7 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         length = min(CHUNK, end - begin)
         read_values(due.plan, c, begin, length, &tiles, &x, &dy)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, due.coefficients + k, NULL, NULL)
+        loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, &due.numbers, k, NULL, NULL)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)
         begin += length
 
@@ -488,26 +527,22 @@ cdef void apply_from(const Due *due, Py_ssize_t first) noexcept nogil:
     """The results of all channels that are due, from number `first` on, in the order of memory."""
     cdef const Plan *plan = due.plan
     cdef Py_ssize_t k, position = 0, some
-    cdef Due rest = due[0]
     cdef Place place
-    rest.c += first
-    rest.count -= first
-    rest.coefficients += first
-    if rest.count <= 0:
+    if first >= due.count:
         return
     if plan.run == plan.plane:
-        place.row = place.k = 0
-        apply_to_rows(&rest, &place, rest.count*plan.rows)
+        place.row, place.k, place.first = 0, first, first
+        apply_to_rows(due, &place, (due.count - first)*plan.rows)
         return
     while position < plan.call.values:
         some = min(plan.piece, plan.call.values - position)
-        for k in range(rest.count):
-            apply_to_values(&rest, k, position, position + some)
+        for k in range(first, due.count):
+            apply_to_values(due, k, position, position + some)
         position += some
 
 
 cdef inline void put_owed_results(const Plan *plan, Carry *carry) noexcept nogil:
-    plan.loops.apply_spans(NULL, NULL, NULL, &plan.neighbour, 0, 0, NULL, carry, NULL)
+    plan.loops.apply_spans(NULL, NULL, NULL, &plan.neighbour, 0, 0, NULL, 0, carry, NULL)
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -527,46 +562,55 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     Not where nothing goes past the cache: results are then sooner there right after the sums.
     """
     cdef const Call *call = plan.call
-    cdef Channel group[GROUP]
-    cdef Coefficients formulas[2][GROUP]
+    cdef double memory[2][5*GROUP]
     cdef Due due[2]
     cdef Due *ready = NULL      # its channels have their sums
-    cdef Py_ssize_t c = begin, count
+    cdef bint again[GROUP]
+    cdef Py_ssize_t c = begin, count, k
     cdef int turn = 0
+    for turn in range(2):
+        due[turn].plan, due[turn].carry = plan, carry
+        due[turn].numbers = lay_out_numbers(memory[turn], GROUP, call)
     while c < end:
         count = min(plan.group, end - c)
-        begin_channels(group, count, plan, c, ready)
-        measure_channels(group, count)
+        if plan.whole and ready == NULL:
+            measure_whole(plan, c, count, again)
+        else:
+            measure_group(plan, c, count, ready, again)
+        for k in range(count):
+            if again[k]:
+                measure_again(plan, c + k)
         if call.out != NULL:
             if ready != NULL and not plan.rows_in_turn:
                 apply_from(ready, count)
-            coefficients(call, c, count, formulas[turn])
-            ready = &due[turn]
-            ready.plan, ready.c, ready.count, ready.coefficients, ready.carry = plan, c, count, formulas[turn], carry
             turn = 1 - turn
+            ready = &due[turn]
+            ready.c, ready.count = c, count
+            find_numbers(call, c, count, &ready.numbers)
             if carry == NULL:
                 apply_from(ready, 0)
                 ready = NULL
         c += count
     if ready != NULL:
         apply_from(ready, 0)
+        put_owed_results(plan, carry)
 
 
 cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Channels begin..end, by one thread."""
     cdef const Plan *plan = <const Plan *>task
+    cdef const Call *call = plan.call
     cdef Carry carry
     cdef Due due
     carry.owed = 0
-    cdef const Call *call = plan.call
-    due.plan, due.c, due.count, due.coefficients = plan, begin, end - begin, <Coefficients *>after_gates(call) + begin
-    due.carry = &carry if plan.stream else NULL
+    due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
     find_gates(call, plan.loops.find_gate, begin, end - begin)
     if call.measure:
         measure_and_apply(plan, begin, end, due.carry)
-    else:
-        coefficients(call, begin, due.count, due.coefficients)
-        apply_from(&due, 0)
+        return
+    due.numbers = lay_out_numbers(<double *>after_gates(call) + 5*begin, due.count, call)
+    find_numbers(call, begin, due.count, &due.numbers)
+    apply_from(&due, 0)
     put_owed_results(plan, &carry)
 
 
@@ -574,18 +618,22 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     """One channel, by all threads."""
     cdef const Call *call = plan.call
     cdef Channel channel
-    cdef Coefficients formula
+    cdef double memory[5]
     cdef Due due
+    cdef bint again
     find_gates(call, plan.loops.find_gate, c, 1)
     if call.measure:
         begin_channels(&channel, 1, plan, c, NULL)
         sum_by_team(&channel, call.threads)
-        if must_sum_again(&channel, 1):
+        settle_group(&channel, 1, &again)
+        if again:
+            begin_again(&channel, plan, c)
             sum_by_team(&channel, call.threads)
-            must_sum_again(&channel, 1)
+            settle_group(&channel, 1, &again)
     if call.out != NULL:
-        coefficients(call, c, 1, &formula)
-        due.plan, due.c, due.count, due.coefficients, due.carry = plan, c, 1, &formula, NULL
+        due.plan, due.c, due.count, due.carry = plan, c, 1, NULL
+        due.numbers = lay_out_numbers(memory, 1, call)
+        find_numbers(call, c, 1, &due.numbers)
         share(apply_part, &due, call.values, call.threads)
 
 

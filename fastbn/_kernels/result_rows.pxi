@@ -18,10 +18,12 @@ cdef inline void ask_for_columns(const stored *dy, const stored *x, const formul
 cdef void compute_wide(const stored *dy, const stored *x, stored *line, const Columns *f, Py_ssize_t column,
                        const formula *what) noexcept nogil:
     """The values of a line that are computed in float64."""
+    cdef Coefficients own
     cdef Py_ssize_t k
     for k in range(LANES):
-        if of_column(f, column + k).wide:
-            compute_each(dy + k, x + k, line + k, 1, of_column(f, column + k), what)
+        own = of_column(f, column + k)
+        if own.wide:
+            compute_each(dy + k, x + k, line + k, 1, &own, what)
 
 
 cdef void some_results(const stored *dy, const stored *x, stored *out, Py_ssize_t some, const Columns *f,

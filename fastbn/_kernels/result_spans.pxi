@@ -11,7 +11,8 @@ cdef struct Carry:
     const char *x               # behind them, in each array
     const char *dy
     char *out
-    const Coefficients *f
+    const Numbers *f            # with which they are computed
+    Py_ssize_t k
 
 
 cdef void store_few(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
@@ -28,12 +29,12 @@ cdef void store_few(const stored *dy, const stored *x, stored *out, Py_ssize_t l
     memcpy(out, line + LANES - length, length*sizeof(stored))
 
 
-cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
-                            const formula *what) noexcept nogil:
+cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
+                            Py_ssize_t k, const formula *what) noexcept nogil:
     """LANES or more by ordinary stores."""
     cdef stored line[LANES]
     cdef stored last[LANES]
-    cdef Coefficients own = f[0]
+    cdef Coefficients own = coefficients_of(f, k)
     cdef Py_ssize_t i = 0, rest = length - LANES
     compute_line(dy + rest, x + rest, last, &own, 0, what)
     while i + LANES <= length:
@@ -48,9 +49,11 @@ cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_s
 cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
     """Write what is owed by ordinary stores: no row goes on from there."""
     cdef Py_ssize_t some = carry.owed
+    cdef Coefficients own
     if some > 0:
+        own = coefficients_of(carry.f, carry.k)
         store_few(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
-                  carry.f, what)
+                  &own, what)
     carry.owed = 0
 
 
@@ -70,9 +73,11 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
     """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
     cdef stored before[LANES]
     cdef stored line[LANES]
+    cdef Coefficients owed, own
     cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
-        compute_line(dy - missing, x - missing, before, carry.f, 0, what)
+        owed = coefficients_of(carry.f, carry.k)
+        compute_line(dy - missing, x - missing, before, &owed, 0, what)
         compute_line(dy - missing, x - missing, line, f, 0, what)
         for k in range(LANES):
             line[k] = before[k] if k < missing else line[k]
@@ -81,24 +86,25 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
     put_owed(carry, x, what)
     if missing == 0:
         return 0
-    store_few(dy, x, out, LANES - missing, f, what)
+    own = f[0]
+    store_few(dy, x, out, LANES - missing, &own, what)
     return LANES - missing
 
 
-cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *out, Py_ssize_t some,
-                     const Coefficients *f) noexcept nogil:
+cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *out, Py_ssize_t some, const Numbers *f,
+                     Py_ssize_t k) noexcept nogil:
     """The last `some` values of the row that ends here are to be written with the next."""
     carry.owed = some
     carry.x, carry.dy, carry.out = <const char *>x, <const char *>dy, <char *>out
-    carry.f = f
+    carry.f, carry.k = f, k
 
 
-cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
-                             const Coefficients *f, const formula *what, Carry *carry) noexcept nogil:
+cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
+                             Py_ssize_t k, const formula *what, Carry *carry) noexcept nogil:
     """By whole lines past the cache."""
     cdef stored line[LANES]
-    cdef Coefficients own = f[0]    # nothing else is written to it, compilers see
-    cdef Py_ssize_t i = stream_first(dy, x, out, f, what, carry)
+    cdef Coefficients own = coefficients_of(f, k)
+    cdef Py_ssize_t i = stream_first(dy, x, out, &own, what, carry)
     while i + LANES <= length:
         if reads_x(what):
             prefetch_lanes(x + i + CHUNK)
@@ -107,32 +113,39 @@ cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_
         compute_line(dy + i, x + i, line, &own, 0, what)
         stream_lanes(out + i, line)
         i += LANES
-    owe(carry, dy + length, x + length, out + length, length - i, f)
+    owe(carry, dy + length, x + length, out + length, length - i, f, k)
+
+
+cdef void store_any(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f, Py_ssize_t k,
+                    const formula *what) noexcept nogil:
+    """Few of them, or any number in float64."""
+    cdef Coefficients own = coefficients_of(f, k)
+    if own.wide:
+        compute_each(dy, x, out, length, &own, what)
+    else:
+        store_few(dy, x, out, length, &own, what)
 
 
 cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
-                           Py_ssize_t length, const Coefficients *each, Carry *carry,
+                           Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
                            const formula *what) noexcept nogil:
-    """The results of `count` rows, each with coefficients of its own. With `carry` they go past the cache, and after
-    the last row another call with a count of 0 writes what is owed.
+    """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they go past the cache, and after the
+    last row another call with a count of 0 writes what is owed.
     """
-    cdef const Coefficients *f
-    cdef Py_ssize_t row
+    cdef Py_ssize_t end = k + count
     if count == 0:
         put_owed(carry, x, what)
-    for row in range(count):
-        f = each + row
-        if carry != NULL and length >= LANES and not f.wide:
-            stream_span(dy, x, out, length, f, what, carry)
+    while k < end:
+        if carry != NULL and length >= LANES and f.wide[k] == 0:
+            stream_span(dy, x, out, length, f, k, what, carry)
         else:
             if carry != NULL:
                 put_owed(carry, x, what)
-            if f.wide:
-                compute_each(dy, x, out, length, f, what)
-            elif length < LANES:
-                store_few(dy, x, out, length, f, what)
+            if length < LANES or f.wide[k] != 0:
+                store_any(dy, x, out, length, f, k, what)
             else:
-                store_span(dy, x, out, length, f, what)
+                store_span(dy, x, out, length, f, k, what)
+        k += 1
         dy = next_row(dy, step.dy)
         x = next_row(x, step.x)
         out = <stored *>next_row(<const stored *>out, step.out)
@@ -156,22 +169,23 @@ cdef inline void add_beside(const stored *dy, const stored *x, const stored *dy_
         add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Deviations *>NULL, s, t)
 
 
-cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
-                           Carry *carry, const stored *next_dy, const stored *next_x, const stored *dy_ahead,
-                           const stored *x_ahead, const Center *about, Lanes *lanes,
+cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
+                           Py_ssize_t channel, Carry *carry, const stored *next_dy, const stored *next_x,
+                           const stored *dy_ahead, const stored *x_ahead, const Center *about, Lanes *lanes,
                            const formula *what) noexcept nogil:
     """`length` results of one channel, sums of as many values of another. Whole lines past the cache, only."""
-    cdef Coefficients own = f[0], z = about.f
+    cdef Coefficients own = coefficients_of(f, channel), z
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef stored line[LANES]
-    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, f, what, carry)
+    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, &own, what, carry)
+    z.act, z.gate = about.act, about.gate
     while i + LANES <= length:
         add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
         k += LANES
         compute_line(dy + i, x + i, line, &own, 0, what)
         stream_lanes(out + i, line)
         i += LANES
-    owe(carry, dy + length, x + length, out + length, length - i, f)
+    owe(carry, dy + length, x + length, out + length, length - i, f, channel)
     if k + LANES <= length:     # one more than there were whole lines of results
         add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
         k += LANES

@@ -303,7 +303,8 @@ cdef bint settle_channels(Table *table) noexcept nogil:
     cdef bint any_again = False
     cdef bint again[TOGETHER]
     cdef ColumnSums total = sums_of_block(table, 0), part
-    cdef Sums sums[TOGETHER]
+    cdef SumsTogether sums
+    cdef Sums one
     for block in range(1, table.blocks):
         part = sums_of_block(table, block)
         merge_columns(&total, &part, table.width)
@@ -311,8 +312,9 @@ cdef bint settle_channels(Table *table) noexcept nogil:
         some = 1 if table.second else min(TOGETHER, call.channels - c)
         if not table.second or table.far[c]:
             for k in range(some):
-                sums[k] = sums_of_channel(table, &total, c + k)
-            settle(call, c, some, sums, table.center + c, again)
+                one = sums_of_channel(table, &total, c + k)
+                put_sums(&sums, k, &one)
+            settle(call, c, some, &sums, table.center + c, again)
             for k in range(some):
                 if again[k]:
                     set_center(table, c + k, call.origin[c + k], True)
@@ -411,23 +413,12 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.gate.low, table.columns.gate.high = columns + 6*size, columns + 7*size
     table.columns.width = table.width
     table.columns.channels = call.channels
-    table.columns.each = <Coefficients *>(columns + 8*size - LANES)
-    table.far = <char *>(table.columns.each + call.channels)
+    table.columns.each = lay_out_numbers(columns + 8*size - LANES, call.channels, call)
+    table.far = <char *>(table.columns.each.wide + call.channels)
 
 
 cdef inline bint is_activated(const Call *call) noexcept nogil:
     return call.gated or (call.dy != NULL and not call.backward)
-
-
-cdef inline void set_gates(Table *table) noexcept nogil:
-    """Of all columns, for the sums: of their coefficients nothing else is read then."""
-    cdef const Call *call = table.call
-    cdef Coefficients *each = <Coefficients *>table.columns.each
-    cdef Py_ssize_t c
-    memset(each, 0, call.channels*sizeof(Coefficients))
-    for c in range(call.channels):
-        each[c].act, each[c].gate = call.act, gates_of(call)[c]
-    table.loops.set_columns(&table.columns, True, NULL)
 
 
 cdef void run_rows(Call *call) noexcept nogil:
@@ -437,13 +428,14 @@ cdef void run_rows(Call *call) noexcept nogil:
     table.call = call
     table.loops = choose_loops(call)
     lay_out_table(&table)
-    find_gates(call, table.loops.find_gate, 0, call.channels)
+    if has_gates(call):
+        find_gates(call, table.loops.find_gate, 0, call.channels)
+        table.columns.act = call.act
+        table.loops.set_gate_columns(&table.columns, gates_of(call), NULL)
     if call.measure:
-        if has_gates(call):
-            set_gates(&table)
         measure_rows(&table)
     if call.out != NULL:
-        coefficients(call, 0, call.channels, <Coefficients *>table.columns.each)
+        find_numbers(call, 0, call.channels, &table.columns.each)
         table.loops.set_columns(&table.columns, is_activated(call), NULL)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)

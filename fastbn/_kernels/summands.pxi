@@ -39,6 +39,19 @@ ctypedef fused summed:
     FarGatedProducts
 
 
+ctypedef fused summed_first:
+    Deviations
+    Products
+    ClippedProducts
+    LeakyProducts
+
+
+ctypedef fused summed_again:
+    FarDeviations
+    FarProducts
+    FarGatedProducts
+
+
 cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
     return summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
 

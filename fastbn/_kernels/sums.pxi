@@ -1,11 +1,19 @@
 # Sums of sums, and what follows from them: statistics of channels, coefficients of the loops.
 #
-# Some channels at once, each step for all of them before the next, in loops without a branch: compilers make vectors of
-# those, and a square root or a division of four numbers takes as long as that of one. What a channel gets does not
-# depend on those beside it.
+# Up to TOGETHER channels at once, each step for all of them before the next, in loops without a branch: compilers make
+# vectors of those, and a square root or a division of four numbers takes as long as that of one. What a channel gets
+# does not depend on those beside it.
 
-cdef enum:
-    TOGETHER = 32       # channels at most
+cdef struct SumsTogether:
+    # Sums of some channels, side by side.
+    double a[TOGETHER]
+    double b[TOGETHER]
+    double a_low[TOGETHER]
+    double b_low[TOGETHER]
+
+
+cdef inline void put_sums(SumsTogether *to, Py_ssize_t k, const Sums *sums) noexcept nogil:
+    to.a[k], to.b[k], to.a_low[k], to.b_low[k] = sums.a, sums.b, sums.a_low, sums.b_low
 
 
 cdef inline void add_one(double *high, double *low, double value) noexcept nogil:
@@ -42,8 +50,8 @@ cdef inline double tolerated_share(bint float64) noexcept nogil:
     return 0.5 if float64 else 1 - 2.0**-16
 
 
-cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums, const double *centers,
-                            bint *again) noexcept nogil:
+cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
+                            const double *centers, bint *again) noexcept nogil:
     """Mean and biased variance from sums of d = x - center; whether they must be taken again with this mean as centre.
 
     var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
@@ -54,14 +62,14 @@ cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, co
     cdef double *var = call.var + c
     cdef Py_ssize_t k
     for k in range(count):
-        first = whole(sums[k].a, sums[k].a_low)/values
-        second = whole(sums[k].b, sums[k].b_low)/values
+        first = whole(sums.a[k], sums.a_low[k])/values
+        second = whole(sums.b[k], sums.b_low[k])/values
         mean[k] = centers[k] + first
         var[k] = second - first*first
         again[k] = first*first > tolerated*second
 
 
-cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums,
+cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
                                const double *centers, bint *again) noexcept nogil:
     """sum(dy) and sum(dy*(x - origin)) from sums about a centre."""
     cdef const double *origin = call.origin + c
@@ -70,7 +78,7 @@ cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count,
     cdef double total, product, moved
     cdef Py_ssize_t k
     for k in range(count):
-        total, product = whole(sums[k].a, sums[k].a_low), whole(sums[k].b, sums[k].b_low)
+        total, product = whole(sums.a[k], sums.a_low[k]), whole(sums.b[k], sums.b_low[k])
         moved = product - (origin[k] - centers[k])*total
         moved = product if centers[k] == origin[k] else moved
         sum_dy[k], sum_dy_xmu[k] = total, moved
@@ -82,7 +90,7 @@ cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count,
                 sum_dy_xmu[k] /= inverse_std(call.var[c + k], call.eps)*at(call.gamma, c + k, 1.0)
 
 
-cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const Sums *sums, const double *centers,
+cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums, const double *centers,
                  bint *again) noexcept nogil:
     """Turn sums of `count` channels from c on, each about its centre, into what the call asked for; and whether they
     must be taken again, about the origin.
@@ -102,16 +110,6 @@ cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
 
 
 # ---- coefficients
-
-cdef struct Numbers:
-    # Coefficients side by side; `wide` is 0 where it is false.
-    double invstd[TOGETHER]
-    double center[TOGETHER]
-    double mul[TOGETHER]
-    double add[TOGETHER]
-    double by_x[TOGETHER]
-    double wide[TOGETHER]
-
 
 cdef inline double unfit(double v) noexcept nogil:
     """1 where a factor, or its products with ordinary values, leave float32's range of full precision."""
@@ -150,19 +148,22 @@ cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, 
         f.wide[k] = wide
 
 
-cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, double *invstd,
+                               double *mul) noexcept nogil:
     cdef const double *var = call.var + c
     cdef double eps = call.eps
     cdef Py_ssize_t k
     for k in range(count):
-        f.invstd[k] = inverse_std(var[k], eps)
+        invstd[k] = inverse_std(var[k], eps)
     for k in range(count):
-        f.mul[k] = f.invstd[k]*at(call.gamma, c + k, 1.0)
+        mul[k] = invstd[k]*at(call.gamma, c + k, 1.0)
 
 
 cdef inline void z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
     """The numbers with which the loops compute z, and y (see Call and Coefficients for the formulas)."""
+    cdef double invstd[TOGETHER]
     cdef Py_ssize_t k
+    scale_numbers(call, c, count, invstd, f.mul)
     for k in range(count):
         f.add[k] = at(call.beta, c + k, 0.0)
         f.by_x[k] = 0
@@ -173,59 +174,57 @@ cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Nu
     """The numbers with which the loops compute dx."""
     cdef const double *sum_dy = call.sum_dy + c
     cdef const double *sum_dy_xmu = call.sum_dy_xmu + c
+    cdef double invstd[TOGETHER]
     cdef double values = call.count, by_x
     cdef bint from_y = call.from_y      # (x - mean) has the factor mul already
     cdef Py_ssize_t k
+    scale_numbers(call, c, count, invstd, f.mul)
     for k in range(count):
         f.add[k] = f.by_x[k] = 0
     if not call.constant:
         for k in range(count):
             f.add[k] = -f.mul[k]*(sum_dy[k]/values)
-            by_x = -f.invstd[k]*(f.invstd[k]*(sum_dy_xmu[k]/values))
+            by_x = -invstd[k]*(invstd[k]*(sum_dy_xmu[k]/values))
             f.by_x[k] = by_x if from_y else by_x*f.mul[k]
     choose_numbers(call, f, count, call.origin + c, f.by_x)
 
 
-cdef inline void set_coefficients(const Call *call, const Numbers *f, Py_ssize_t count,
-                                  Coefficients *to) noexcept nogil:
-    cdef Activation act = call.act
-    cdef Py_ssize_t k
-    for k in range(count):
-        to[k].center, to[k].mul, to[k].add, to[k].by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
-        to[k].mul_below, to[k].add_below = f.mul[k]*act.slope, f.add[k]*act.slope
-        to[k].act = act
-        to[k].wide = f.wide[k] != 0
+cdef void find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ssize_t count,
+                            const Numbers *to) noexcept nogil:
+    """Those of dx or of z, of `count` channels from c on, at most TOGETHER."""
+    cdef double memory[5*TOGETHER]      # nothing that is read overlaps it, compilers see
+    cdef Numbers f = lay_out_numbers(memory, TOGETHER, call)
+    if backward:
+        dx_numbers(call, c, count, &f)
+    else:
+        z_numbers(call, c, count, &f)
+    memcpy(to.center, f.center, count*sizeof(double))
+    memcpy(to.mul, f.mul, count*sizeof(double))
+    memcpy(to.add, f.add, count*sizeof(double))
+    memcpy(to.by_x, f.by_x, count*sizeof(double))
+    memcpy(to.wide, f.wide, count*sizeof(double))
 
 
-cdef void forward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
-    """Those of z, of `count` channels from c on, at most TOGETHER."""
-    cdef Numbers f
-    scale_numbers(call, c, count, &f)
-    z_numbers(call, c, count, &f)
-    set_coefficients(call, &f, count, to)
-
-
-cdef void backward_coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
-    """Those of dx."""
-    cdef Numbers f
-    cdef Py_ssize_t k
-    scale_numbers(call, c, count, &f)
-    dx_numbers(call, c, count, &f)
-    set_coefficients(call, &f, count, to)
-    if has_gates(call):
-        for k in range(count):
-            to[k].gate = gates_of(call)[c + k]
-
-
-cdef void coefficients(const Call *call, Py_ssize_t c, Py_ssize_t count, Coefficients *to) noexcept nogil:
+cdef void find_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *to) noexcept nogil:
     """What the call computes `count` channels from c on with."""
-    cdef Py_ssize_t some
-    while count > 0:
-        some = min(count, TOGETHER)
-        if call.backward:
-            backward_coefficients(call, c, some, to)
-        else:
-            forward_coefficients(call, c, some, to)
-        to += some
-        c += some
-        count -= some
+    cdef Numbers some
+    cdef Py_ssize_t k = 0
+    if has_gates(call):
+        to.gates = gates_of(call) + c
+    while k < count:
+        some = numbers_from(to, k)
+        find_some_numbers(call, call.backward, c + k, min(count - k, TOGETHER), &some)
+        k += TOGETHER
+
+
+cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcept nogil:
+    """Those of one channel."""
+    cdef Coefficients own
+    own.center, own.mul, own.add, own.by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
+    own.mul_below, own.add_below = f.mul[k]*f.act.slope, f.add[k]*f.act.slope
+    own.act = f.act
+    own.gate.low = own.gate.high = NAN
+    if f.gates != NULL:
+        own.gate = f.gates[k]
+    own.wide = f.wide[k] != 0
+    return own

@@ -22,6 +22,7 @@ cdef enum:
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
+    TOGETHER = 32       # channels whose numbers are worked out together, at most
 
 
 cdef struct View:
@@ -64,6 +65,18 @@ cdef struct Coefficients:
     Activation act
     Gate gate
     bint wide           # float32 cannot hold these numbers, or what comes between: computed in float64
+
+
+cdef struct Numbers:
+    # Coefficients of some channels side by side, so that loops over channels become vectors. What is not here follows
+    # from it. `wide` is 0 where it is false.
+    double *center
+    double *mul
+    double *add
+    double *by_x
+    double *wide
+    const Gate *gates       # NULL: there are none
+    Activation act
 
 
 cdef struct Call:
@@ -138,6 +151,27 @@ cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
     return (columns + LANES - 1)//LANES*LANES + 2*LANES
 
 
+cdef inline Numbers lay_out_numbers(double *memory, Py_ssize_t channels, const Call *call) noexcept nogil:
+    """Where the coefficients of so many channels stand in memory; their gates are not known here."""
+    cdef Numbers f
+    f.center, f.mul, f.add = memory, memory + channels, memory + 2*channels
+    f.by_x, f.wide = memory + 3*channels, memory + 4*channels
+    f.gates, f.act = NULL, call.act
+    return f
+
+
+cdef inline Numbers numbers_from(const Numbers *f, Py_ssize_t k) noexcept nogil:
+    """Those of channel k and of the next ones."""
+    cdef Numbers rest = f[0]
+    rest.center += k
+    rest.mul += k
+    rest.add += k
+    rest.by_x += k
+    rest.wide += k
+    rest.gates += k if f.gates != NULL else 0
+    return rest
+
+
 cdef inline bint has_gates(const Call *call) noexcept nogil:
     return call.backward and call.gated
 
@@ -154,7 +188,7 @@ cdef inline char *after_gates(const Call *call) noexcept nogil:
 cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
     """Scratch of a call: gates, coefficients of all channels; on rows also of columns, a centre, sums of all blocks."""
     cdef Py_ssize_t rows, columns, gates = after_gates(call) - call.scratch
-    cdef Py_ssize_t each = call.channels*<Py_ssize_t>sizeof(Coefficients)
+    cdef Py_ssize_t each = 5*call.channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
         return gates + (0 if call.measure else each)
     rows = side_by_side(call.channels, call.values)
