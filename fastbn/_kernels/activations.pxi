@@ -4,30 +4,30 @@
 # with NaN are false: where there is no bound, and where z is NaN.
 
 
-cdef inline void take_below(real *z, real *below) noexcept nogil:
+cdef inline void take_below(real *z, real *below, Py_ssize_t count) noexcept nogil:
     """y in place of z, with a slope; `below` is y where z < 0 (and not above 0 then, however that was rounded)."""
     cdef Py_ssize_t k
     cdef real b
-    for k in range(LANES):
+    for k in range(count):
         b = below[k]
         below[k] = 0 if 0 < b else b
-    for k in range(LANES):
+    for k in range(count):
         b = below[k]
         z[k] = b if z[k] < 0 else z[k]
 
 
-cdef inline void clip_line(real *z, const Activation *act) noexcept nogil:
+cdef inline void clip_line(real *z, const Activation *act, Py_ssize_t count) noexcept nogil:
     """y in place of z, with bounds."""
     cdef Py_ssize_t k
     cdef real lower = <real>act.lower, upper = <real>act.upper
-    for k in range(LANES):
+    for k in range(count):
         z[k] = lower if lower > z[k] else z[k]
-    for k in range(LANES):
+    for k in range(count):
         z[k] = upper if upper < z[k] else z[k]
 
 
 cdef inline void gate_line(const real *dy, const real *x, real *g, held above, held below, held_gate low,
-                           held_gate high, Py_ssize_t column, bint slope) noexcept nogil:
+                           held_gate high, Py_ssize_t column, bint slope, Py_ssize_t count) noexcept nogil:
     """g = dy*above where low <= x <= high, else dy*below; without a `slope` g = dy*above, and 0 where x <= low or
     x >= high.
     """
@@ -35,19 +35,19 @@ cdef inline void gate_line(const real *dy, const real *x, real *g, held above, h
     cdef real by[LANES]
     cdef real kept[LANES]
     cdef real v, b
-    for k in range(LANES):
+    for k in range(count):
         v, b = number(above, column + k, x), number(below, column + k, x)
         by[k] = v if not slope or (x[k] >= number(low, column + k, x)) & (x[k] <= number(high, column + k, x)) else b
-    for k in range(LANES):
+    for k in range(count):
         kept[k] = dy[k]*by[k]
     if not slope:
-        for k in range(LANES):
+        for k in range(count):
             v = kept[k]
             kept[k] = 0 if x[k] <= number(low, column + k, x) else v
-        for k in range(LANES):
+        for k in range(count):
             v = kept[k]
             kept[k] = 0 if x[k] >= number(high, column + k, x) else v
-    for k in range(LANES):
+    for k in range(count):
         g[k] = kept[k]
 
 
@@ -60,16 +60,16 @@ cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers
     cdef float x32[LANES]
     cdef float dy32[LANES]
     if stored is double:
-        gate_line(dy, x, <double *>g64, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope)
+        gate_line(dy, x, <double *>g64, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope, LANES)
         return lanes_load(g64)
     elif stored is float:
-        gate_line(dy, x, <float *>g32, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope)
+        gate_line(dy, x, <float *>g32, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope, LANES)
         return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
         gate_line(<const float *>dy32, <const float *>x32, <float *>g32, 1.0, f.act.slope, f.gate.low, f.gate.high,
-                  column, slope)
+                  column, slope, LANES)
         return lanes_widen(g32)
 
 
@@ -85,12 +85,12 @@ cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const
     if slope:       # where y > 0
         low, high = 2.0**-1074 if stored is double else 2.0**-149, INFINITY
     if stored is float or stored is double:
-        gate_line(dy, y, g, 1.0, act.slope, low, high, 0, slope)
+        gate_line(dy, y, g, 1.0, act.slope, low, high, 0, slope, LANES)
     else:
         widen(dy, dy32, LANES)
         widen(y, y32, LANES)
-        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, low, high, 0,
-                  slope)
+        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, low, high, 0, slope,
+                  LANES)
         narrow(g32, g, LANES)
 
 
@@ -105,9 +105,9 @@ cdef inline void gate_lines(const stored *dy, const stored *y, stored *g, Py_ssi
         prefetch_lanes(dy + i + CHUNK)
         prefetch_lanes(y + i + CHUNK)
         gate_stored(dy + i, y + i, line, act, slope)
-        put_line(g + i, line)
+        put_line(g + i, line, LANES)
         i += LANES
-    put_line(g + rest, last)
+    put_line(g + rest, last, LANES)
 
 
 cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t length,

@@ -74,15 +74,15 @@ cdef inline bint is_gated(const formula *what) noexcept nogil:
 
 
 cdef inline void compute_reals(const real *dy, const real *x, real *line, const numbers *f, Py_ssize_t column,
-                               const formula *what) noexcept nogil:
-    """LANES results, the first of which stands in `column`."""
+                               Py_ssize_t count, const formula *what) noexcept nogil:
+    """`count` results, at most LANES, the first of which stands in `column`."""
     cdef Py_ssize_t k
     cdef real d
     cdef real below[LANES]
     if is_gated(what):
         gate_line(dy, x, line, f.mul, f.mul_below, f.gate.low, f.gate.high, column,
-                  formula is LeakyGradient or formula is LeakyScaled)
-    for k in range(LANES):
+                  formula is LeakyGradient or formula is LeakyScaled, count)
+    for k in range(count):
         if formula is Normalized:
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
@@ -106,26 +106,27 @@ cdef inline void compute_reals(const real *dy, const real *x, real *line, const 
         elif formula is Scaled:
             line[k] = dy[k]*number(f.mul, column + k, x)
     if formula is Leaky or formula is LeakyJoin:
-        take_below(line, <real *>below)
+        take_below(line, <real *>below, count)
     elif formula is Clipped or formula is ClippedJoin:
-        clip_line(line, &f.act)
+        clip_line(line, &f.act, count)
 
 
 cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const numbers *f, Py_ssize_t column,
-                              const formula *what) noexcept nogil:
-    """LANES results; those of half types as float32, rounded."""
+                              Py_ssize_t count, const formula *what) noexcept nogil:
+    """`count` results, at most LANES; those of half types as float32, rounded."""
     cdef float wide_x[LANES]
     cdef float wide_dy[LANES]
     cdef float wide_line[LANES]
     if stored is float or stored is double:
-        compute_reals(dy, x, line, f, column, what)
+        compute_reals(dy, x, line, f, column, count, what)
     else:
         if reads_x(what):
-            widen(x, wide_x, LANES)
+            widen(x, wide_x, count)
         if reads_dy(what):
-            widen(dy, wide_dy, LANES)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, what)
-        narrow(wide_line, line, LANES)
+            widen(dy, wide_dy, count)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column,
+                      count, what)
+        narrow(wide_line, line, count)
 
 
 cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
@@ -144,7 +145,7 @@ cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_
                 x64[k] = value_of(x + i + k)
             if reads_dy(what):
                 dy64[k] = value_of(dy + i + k)
-        compute_reals(<const double *>dy64, <const double *>x64, <double *>line, f, 0, what)
+        compute_reals(<const double *>dy64, <const double *>x64, <double *>line, f, 0, LANES, what)
         for k in range(some):
             put_value(out + i + k, line[k])
         i += some

@@ -22,6 +22,10 @@ ctypedef fused stored:      # half types are computed as float32
     bfloat16_t
 
 
+cdef inline bint is_half(const stored *typed) noexcept nogil:
+    return stored is float16_t or stored is bfloat16_t
+
+
 cdef inline lanes_t read_lanes(const stored *x) noexcept nogil:
     if stored is double:
         return lanes_load(x)
@@ -93,9 +97,9 @@ cdef inline void put_value(stored *out, double value) noexcept nogil:
         narrow(&wide, out, 1)
 
 
-cdef inline void put_line(stored *out, const stored *line) noexcept nogil:
-    """LANES values by way of the cache."""
+cdef inline void put_line(stored *out, const stored *line, Py_ssize_t count) noexcept nogil:
+    """`count` values, some times 32 bytes, by way of the cache."""
     cdef Py_ssize_t k = 0
-    while k < LANES:
+    while k < count:
         store_half_line(out + k, line + k)
         k += 32//sizeof(stored)

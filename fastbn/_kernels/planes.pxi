@@ -396,6 +396,18 @@ cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexc
     return first_pivot(plan, c) if call.dtype == FLOAT64 else 0.0
 
 
+cdef void first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:
+    """Those of `count` channels from c on."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t k
+    if call.dtype != FLOAT64 and not (call.backward and any_far_from_zero(call, c, count)):
+        memset(centers, 0, count*sizeof(double))
+        memset(far, False, count*sizeof(bint))
+        return
+    for k in range(count):
+        centers[k] = first_center(plan, c + k, &far[k])
+
+
 cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
                          const Due *due) noexcept nogil:
     """Make channels c..c + count ready for their sums."""
@@ -467,10 +479,9 @@ cdef void measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, bint *
     cdef double centers[GROUP]
     cdef bint far[GROUP]
     cdef Py_ssize_t k, first = 0
-    for k in range(count):
-        centers[k] = first_center(plan, c + k, &far[k])
-    for k in range(count):
-        sums.a_low[k] = sums.b_low[k] = 0
+    first_centers(plan, c, count, centers, far)
+    memset(sums.a_low, 0, count*sizeof(double))
+    memset(sums.b_low, 0, count*sizeof(double))
     for k in range(1, count + 1):
         if k == count or far[k] != far[first]:
             sum_whole(plan, c + first, k - first, centers + first, far[first], sums.a + first, sums.b + first)

@@ -38,7 +38,7 @@ cdef void some_results(const stored *dy, const stored *x, stored *out, Py_ssize_
         memcpy(x_line, x, some*sizeof(stored))
     if reads_dy(what):
         memcpy(dy_line, dy, some*sizeof(stored))
-    compute_line(<const stored *>dy_line, <const stored *>x_line, line, f, column, what)
+    compute_line(<const stored *>dy_line, <const stored *>x_line, line, f, column, LANES, what)
     if f.wide:
         compute_wide(<const stored *>dy_line, <const stored *>x_line, line, f, column, what)
     memcpy(out, line, some*sizeof(stored))
@@ -51,11 +51,11 @@ cdef inline void lines_of_results(const stored *dy, const stored *x, stored *out
     cdef Py_ssize_t i = 0
     while i < length:
         ask_for_columns(dy + i, x + i, what)
-        compute_line(dy + i, x + i, line, f, column + i, what)
+        compute_line(dy + i, x + i, line, f, column + i, LANES, what)
         if stream:
             stream_lanes(out + i, line)
         else:
-            put_line(out + i, <const stored *>line)
+            put_line(out + i, <const stored *>line, LANES)
         i += LANES
 
 

@@ -25,23 +25,49 @@ cdef void store_few(const stored *dy, const stored *x, stored *out, Py_ssize_t l
         x = last_line(x, length, x_line)
     if reads_dy(what):
         dy = last_line(dy, length, dy_line)
-    compute_line(dy, x, line, f, 0, what)
+    compute_line(dy, x, line, f, 0, LANES, what)
     memcpy(out, line + LANES - length, length*sizeof(stored))
+
+
+cdef inline void store_some(const stored *dy, const stored *x, stored *out, const Coefficients *f, Py_ssize_t count,
+                            const formula *what) noexcept nogil:
+    """`count` results, a number that is known when this is compiled."""
+    cdef stored line[LANES]
+    cdef Py_ssize_t k
+    compute_line(dy, x, line, f, 0, count, what)
+    if count*sizeof(stored) >= 32:
+        put_line(out, line, count)
+    else:
+        for k in range(count):
+            out[k] = line[k]
 
 
 cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
                             Py_ssize_t k, const formula *what) noexcept nogil:
     """LANES or more by ordinary stores."""
-    cdef stored line[LANES]
     cdef stored last[LANES]
     cdef Coefficients own = coefficients_of(f, k)
     cdef Py_ssize_t i = 0, rest = length - LANES
-    compute_line(dy + rest, x + rest, last, &own, 0, what)
+    if is_half(x):      # to round one value takes as long as to round LANES
+        compute_line(dy + rest, x + rest, last, &own, 0, LANES, what)
     while i + LANES <= length:
-        compute_line(dy + i, x + i, line, &own, 0, what)
-        put_line(out + i, line)
+        store_some(dy + i, x + i, out + i, &own, LANES, what)
         i += LANES
-    put_line(out + rest, last)
+    if is_half(x):
+        put_line(out + rest, last, LANES)
+        return
+    # No value twice: stores that cross cache lines take longer than anything else here.
+    if length & 8:
+        store_some(dy + i, x + i, out + i, &own, 8, what)
+        i += 8
+    if length & 4:
+        store_some(dy + i, x + i, out + i, &own, 4, what)
+        i += 4
+    if length & 2:
+        store_some(dy + i, x + i, out + i, &own, 2, what)
+        i += 2
+    if length & 1:
+        store_some(dy + i, x + i, out + i, &own, 1, what)
 
 
 # ---- past the cache
@@ -77,8 +103,8 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
     cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
         owed = coefficients_of(carry.f, carry.k)
-        compute_line(dy - missing, x - missing, before, &owed, 0, what)
-        compute_line(dy - missing, x - missing, line, f, 0, what)
+        compute_line(dy - missing, x - missing, before, &owed, 0, LANES, what)
+        compute_line(dy - missing, x - missing, line, f, 0, LANES, what)
         for k in range(LANES):
             line[k] = before[k] if k < missing else line[k]
         stream_lanes(out - missing, line)
@@ -110,7 +136,7 @@ cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_
             prefetch_lanes(x + i + CHUNK)
         if reads_dy(what):
             prefetch_lanes(dy + i + CHUNK)
-        compute_line(dy + i, x + i, line, &own, 0, what)
+        compute_line(dy + i, x + i, line, &own, 0, LANES, what)
         stream_lanes(out + i, line)
         i += LANES
     owe(carry, dy + length, x + length, out + length, length - i, f, k)
@@ -136,15 +162,14 @@ cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const
     if count == 0:
         put_owed(carry, x, what)
     while k < end:
-        if carry != NULL and length >= LANES and f.wide[k] == 0:
-            stream_span(dy, x, out, length, f, k, what, carry)
-        else:
+        if length < LANES or f.wide[k] != 0:
             if carry != NULL:
                 put_owed(carry, x, what)
-            if length < LANES or f.wide[k] != 0:
-                store_any(dy, x, out, length, f, k, what)
-            else:
-                store_span(dy, x, out, length, f, k, what)
+            store_any(dy, x, out, length, f, k, what)
+        elif carry != NULL:
+            stream_span(dy, x, out, length, f, k, what, carry)
+        else:
+            store_span(dy, x, out, length, f, k, what)
         k += 1
         dy = next_row(dy, step.dy)
         x = next_row(x, step.x)
@@ -182,7 +207,7 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ss
     while i + LANES <= length:
         add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
         k += LANES
-        compute_line(dy + i, x + i, line, &own, 0, what)
+        compute_line(dy + i, x + i, line, &own, 0, LANES, what)
         stream_lanes(out + i, line)
         i += LANES
     owe(carry, dy + length, x + length, out + length, length - i, f, channel)

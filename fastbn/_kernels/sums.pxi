@@ -40,9 +40,12 @@ cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexce
 
 
 cdef inline double whole(double high, double low) noexcept nogil:
-    """The sum of a pair. An infinite sum has NaN in its low part (inf - inf): the high part is the answer then."""
-    cdef double total = high + low
-    return total if low == low else high
+    """The sum of a pair. An infinite sum has NaN in its low part (inf - inf): the high part is the answer then.
+
+    (What is added is chosen, not what is returned: compilers would add on one branch only, and make no vectors.)
+    """
+    cdef double added = low if low == low else 0.0
+    return high + added
 
 
 cdef inline double tolerated_share(bint float64) noexcept nogil:
@@ -58,36 +61,60 @@ cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, co
     `tolerated` times E[d**2].
     """
     cdef double tolerated = tolerated_share(call.dtype == FLOAT64), values = call.values, first, second
-    cdef double *mean = call.mean + c
-    cdef double *var = call.var + c
+    cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
+    cdef double var[TOGETHER]
+    cdef double lost[TOGETHER]
     cdef Py_ssize_t k
     for k in range(count):
         first = whole(sums.a[k], sums.a_low[k])/values
         second = whole(sums.b[k], sums.b_low[k])/values
         mean[k] = centers[k] + first
         var[k] = second - first*first
-        again[k] = first*first > tolerated*second
+        lost[k] = 1.0 if first*first > tolerated*second else 0.0
+    memcpy(call.mean + c, mean, count*sizeof(double))
+    memcpy(call.var + c, var, count*sizeof(double))
+    for k in range(count):
+        again[k] = lost[k] != 0
+
+
+cdef inline void keep_where_apart(double *v, const double *a, const double *b, Py_ssize_t count) noexcept nogil:
+    """0 in place of v where a and b are equal. (One choice a loop: of more, compilers make branches.)"""
+    cdef Py_ssize_t k
+    cdef double kept
+    for k in range(count):
+        kept = v[k]
+        v[k] = kept if a[k] != b[k] else 0.0
 
 
 cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
                                const double *centers, bint *again) noexcept nogil:
     """sum(dy) and sum(dy*(x - origin)) from sums about a centre."""
     cdef const double *origin = call.origin + c
-    cdef double *sum_dy = call.sum_dy + c
-    cdef double *sum_dy_xmu = call.sum_dy_xmu + c
-    cdef double total, product, moved
+    cdef double sum_dy[TOGETHER]    # nothing that is read overlaps these, compilers see
+    cdef double sum_dy_xmu[TOGETHER]
+    cdef double lost[TOGETHER]
+    cdef double shift[TOGETHER]
+    cdef double times[TOGETHER]
+    cdef double v
     cdef Py_ssize_t k
     for k in range(count):
-        total, product = whole(sums.a[k], sums.a_low[k]), whole(sums.b[k], sums.b_low[k])
-        moved = product - (origin[k] - centers[k])*total
-        moved = product if centers[k] == origin[k] else moved
-        sum_dy[k], sum_dy_xmu[k] = total, moved
-        # Infinite gradients: not inf - inf, but what the formula gives.
-        again[k] = (centers[k] != origin[k]) & (moved - moved != 0)
+        sum_dy[k] = times[k] = whole(sums.a[k], sums.a_low[k])
+        shift[k] = origin[k] - centers[k]
+    keep_where_apart(shift, centers, origin, count)     # nothing is moved elsewhere, whatever the numbers
+    keep_where_apart(times, centers, origin, count)
+    for k in range(count):
+        v = whole(sums.b[k], sums.b_low[k]) - shift[k]*times[k]
+        sum_dy_xmu[k] = v
+        lost[k] = v - v         # Infinite gradients: not inf - inf, but what the formula gives.
+    keep_where_apart(lost, centers, origin, count)
+    for k in range(count):
+        again[k] = lost[k] != 0
     if call.from_y:
         for k in range(count):
             if not again[k]:
                 sum_dy_xmu[k] /= inverse_std(call.var[c + k], call.eps)*at(call.gamma, c + k, 1.0)
+    memcpy(call.sum_dy + c, sum_dy, count*sizeof(double))
+    memcpy(call.sum_dy_xmu + c, sum_dy_xmu, count*sizeof(double))
 
 
 cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums, const double *centers,
@@ -107,6 +134,17 @@ cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
     Given statistics say nothing about where x is.
     """
     return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
+
+
+cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
+    """Whether one of `count` channels from c on is."""
+    cdef double near = 0
+    cdef Py_ssize_t k
+    if call.constant or call.from_y:
+        return True
+    for k in range(c, c + count):
+        near += 1.0 if call.mean[k]*call.mean[k] <= 2.0**32*call.var[k] else 0.0
+    return near < count
 
 
 # ---- coefficients
