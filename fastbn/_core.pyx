@@ -9,6 +9,7 @@ from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport NAN, isfinite
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
@@ -198,13 +199,13 @@ cdef Activation accept_activation(object name, object slope) except *:
 cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
     """A vector without negative numbers."""
     cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
-    cdef double *v = doubles(numbers)
+    cdef const int64_t *bits = <const int64_t *>cnp.PyArray_DATA(numbers)
+    cdef int64_t signs = 0
     cdef Py_ssize_t c
-    cdef bint negative = False
-    for c in range(channels):
-        negative |= v[c] < 0
-    if negative:
-        _explain.negative_variance(name, numbers)
+    for c in range(channels):       # in a loop that becomes vectors
+        signs |= bits[c]
+    if signs < 0:                   # perhaps of -0.0, or of NaN
+        _explain.check_variance(name, numbers)
     return given
 
 

@@ -118,10 +118,10 @@ def as_eps(given: Any) -> float:
     return eps
 
 
-def negative_variance(name: str, var: np.ndarray) -> NoReturn:
-    """Say which channel has a negative variance."""
-    c = int(np.flatnonzero(var < 0)[0])
-    raise ValueError(f"{name}: expected variances >= 0, got {var[c]} in channel {c}")
+def check_variance(name: str, var: np.ndarray) -> None:
+    """That no variance is negative."""
+    for c in np.flatnonzero(var < 0):
+        raise ValueError(f"{name}: expected variances >= 0, got {var[c]} in channel {c}")
 
 
 def no_values(x: np.ndarray) -> NoReturn:

@@ -88,8 +88,7 @@ def fold_batch_norm(
     b = w[:0] if bias is None else _checked_bias(bias, channels)
     eps = _explain.as_eps(eps)
     m, v = (_explain.as_vector(name, given, channels) for name, given in (("mean", mean), ("var", var)))
-    if (v < 0).any():
-        _explain.negative_variance("var", v)
+    _explain.check_variance("var", v)
     g = 1.0 if gamma is None else _explain.as_vector("gamma", gamma, channels)
     shift = 0.0 if beta is None else _explain.as_vector("beta", beta, channels)
     with np.errstate(all="ignore"), DefaultMode():

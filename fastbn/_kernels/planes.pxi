@@ -17,6 +17,7 @@ cdef enum:
     GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
     IN_ONE_GO = 800         # values of short rows
+    LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
 
 
 cdef struct Plan:
@@ -33,6 +34,7 @@ cdef struct Plan:
     Py_ssize_t group            # channels that go side by side
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
     Py_ssize_t in_one_go        # of them are summed, before as many get their results
+    bint last_first             # results are taken from the last row to the first
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     bint stream                 # write past the cache
@@ -97,6 +99,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
     plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
+    # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
+    plan.last_first = channel_bytes*(1 if call.dy == NULL else 2) >= LAST_FIRST
     return plan
 
 
@@ -192,19 +196,19 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
     cdef const Call *call = plan.call
     cdef const Due *due = channels.due
     cdef bint some_due = due != NULL and k < due.count
-    cdef Py_ssize_t c, itemsize = plan.loops.itemsize, skip = start*itemsize, position = row*plan.plane + start
-    cdef Py_ssize_t soon, skip_soon
+    cdef Py_ssize_t c, itemsize = plan.loops.itemsize, skip = start*itemsize, soon, skip_soon
+    cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
     cdef const char *x
     cdef const char *dy
     cdef const char *x_soon
     cdef const char *dy_soon
     if call.dresidual != NULL and not channel.second:
-        gate(plan, channel.c, position, length)
+        gate(plan, channel.c, row*plan.plane + start, length)
     if some_due and not can_sweep(channel, due, k, length):
-        apply_to_values(due, k, position, position + length)
+        apply_to_values(due, k, due_row*plan.plane + start, due_row*plan.plane + start + length)
         some_due = False
     if plan.run != plan.plane:
-        read_values(plan, channel.c, position, length, &tiles, &x, &dy)
+        read_values(plan, channel.c, row*plan.plane + start, length, &tiles, &x, &dy)
         sum_spans_of(channel, dy, x, dy, x, 1, length)
         return
     soon, skip_soon = row, skip + length*itemsize
@@ -217,8 +221,8 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
     if some_due:
         c = due.c + k
         plan.loops.sweep_span(
-            row_start(plan.dy, c, row) + skip, row_start(call.x, c, row) + skip, row_start(call.out, c, row) + skip,
-            length, &due.numbers, k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
+            row_start(plan.dy, c, due_row) + skip, row_start(call.x, c, due_row) + skip,
+            row_start(call.out, c, due_row) + skip, length, &due.numbers, k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
     else:
         sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 

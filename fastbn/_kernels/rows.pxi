@@ -270,7 +270,7 @@ cdef void choose_centers(Table *table) noexcept nogil:
     cdef const Call *call = table.call
     cdef Py_ssize_t c
     cdef bint far, float64 = call.dtype == FLOAT64
-    if not (call.backward or float64):
+    if not (float64 or (call.backward and any_far_from_zero(call, 0, call.channels))):
         memset(table.center, 0, table.width*sizeof(double))
         memset(table.far, False, table.width)
         return
@@ -296,6 +296,22 @@ cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, 
     return total
 
 
+cdef inline void sums_of_channels_from(const Table *table, const ColumnSums *columns, Py_ssize_t c, Py_ssize_t count,
+                                       SumsTogether *to) noexcept nogil:
+    """Those of `count` channels from c on."""
+    cdef Sums one
+    cdef Py_ssize_t k
+    if table.side_by_side == 1:         # a column each
+        memcpy(to.a, columns.a + c, count*sizeof(double))
+        memcpy(to.b, columns.b + c, count*sizeof(double))
+        memcpy(to.a_low, columns.a_low + c, count*sizeof(double))
+        memcpy(to.b_low, columns.b_low + c, count*sizeof(double))
+        return
+    for k in range(count):
+        one = sums_of_channel(table, columns, c + k)
+        put_sums(to, k, &one)
+
+
 cdef bint settle_channels(Table *table) noexcept nogil:
     """Merge blocks and columns; whether any channel must be summed again (then about its origin)."""
     cdef const Call *call = table.call
@@ -304,16 +320,13 @@ cdef bint settle_channels(Table *table) noexcept nogil:
     cdef bint again[TOGETHER]
     cdef ColumnSums total = sums_of_block(table, 0), part
     cdef SumsTogether sums
-    cdef Sums one
     for block in range(1, table.blocks):
         part = sums_of_block(table, block)
         merge_columns(&total, &part, table.width)
     while c < call.channels:
         some = 1 if table.second else min(TOGETHER, call.channels - c)
         if not table.second or table.far[c]:
-            for k in range(some):
-                one = sums_of_channel(table, &total, c + k)
-                put_sums(&sums, k, &one)
+            sums_of_channels_from(table, &total, c, some, &sums)
             settle(call, c, some, &sums, table.center + c, again)
             for k in range(some):
                 if again[k]:

@@ -138,12 +138,13 @@ cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
 
 cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
     """Whether one of `count` channels from c on is."""
-    cdef double near = 0
-    cdef Py_ssize_t k
+    cdef const double *mean = call.mean + c
+    cdef const double *var = call.var + c
+    cdef Py_ssize_t k, near = 0
     if call.constant or call.from_y:
         return True
-    for k in range(c, c + count):
-        near += 1.0 if call.mean[k]*call.mean[k] <= 2.0**32*call.var[k] else 0.0
+    for k in range(count):
+        near += mean[k]*mean[k] <= 2.0**32*var[k]
     return near < count
 
 
