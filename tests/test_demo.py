@@ -55,10 +55,13 @@ def test_high_rate_works_with_bn_and_fails_without(quick):
 
 
 def test_population_statistics_serve_as_well_as_running_ones(quick):
+    """They may serve better: at rate 1 the weights move so fast that running averages are those of older weights. (The
+    last step's accuracy hangs on the last bits of the matrix products, and so on the processor.)
+    """
     for record in [*quick[0].sigmoid, *quick[0].conv]:
         assert (record.population_accuracy is not None) == record.batch_norm
         if record.batch_norm:
-            assert abs(record.population_accuracy - record.accuracy[-1]) < 0.05
+            assert record.population_accuracy > record.accuracy[-1] - 0.05
 
 
 def test_input_of_a_sigmoid_moves_less_with_bn(quick):
