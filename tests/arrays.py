@@ -34,7 +34,15 @@ SHAPES = [
 ]
 # Longer than a block of sums (32*512 values in planes; 16384/C rows, at least 128); the last but one is larger than the
 # last cache level's share (results are streamed past it), the last has the largest number of blocks.
-LARGE = [(3, 2, 131, 101), (40001, 3), (2000, 40), (90, 37, 7, 7), (5, 3, 263, 269), (13, 1, 257, 331)]
+LARGE = [
+    (3, 2, 131, 101),
+    (40001, 3),
+    (2000, 40),
+    (90, 37, 7, 7),
+    (5, 3, 263, 269),
+    (13, 1, 257, 331),
+    (7, 3, 211, 239),
+]
 
 
 def name_of(shape):

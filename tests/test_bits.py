@@ -45,6 +45,8 @@ CASES = {
     "streamed nchw": ((3, 6, 239, 251), (0, 1, 2, 3)),
     "streamed, short rows": ((2000, 20, 27), (0, 1, 2)),
     "streamed nc": ((9000, 120), (0, 1)),
+    "many channels": ((2, 75, 5, 7), (0, 1, 2, 3)),
+    "streamed, large channels": ((7, 3, 211, 239), (0, 1, 2, 3)),
 }
 LARGE = [name for name in CASES if name.startswith(("large", "streamed"))]
 SMALL = [name for name in CASES if name not in LARGE]
@@ -291,6 +293,28 @@ def test_strided_x_and_its_copy(name, dtype):
     for strided in [*(LAYOUTS[layout](x) for layout in layouts), *broadcasts(x)]:
         copy = strided.copy(order="K")
         assert differing(results(strided, dy, gamma, beta), results(copy, dy, gamma, beta)) == [], strided.strides
+
+
+@pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
+@pytest.mark.parametrize("length", [15, 21, 300, 5000])
+def test_channels_beside(length, activation):
+    """Channels are summed and worked out together, some of them about their mean: each as if it stood elsewhere."""
+    rng = np.random.default_rng(length)
+    x, dy = rng.normal(size=(2, 2, 75, length)).astype(np.float32)
+    x[:, ::7] += 3e4
+    x[:, 5::9] = 3
+    gamma, beta = rng.normal(size=(2, 75)).astype(np.float32)
+
+    def all_of(x, dy, gamma, beta):
+        y, stats = fastbn.batch_norm(x, gamma, beta, activation=activation)
+        whole = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, activation=activation)
+        return [np.moveaxis(a, 1, 0) if a.ndim > 1 else a for a in (y, *stats[1:], *whole[:3])]
+
+    together = all_of(x, dy, gamma, beta)
+    for c in range(74):  # two at a time: the values of an only channel are one row
+        two = slice(c, c + 2)
+        apart = all_of(x[:, two].copy(), dy[:, two].copy(), gamma[two], beta[two])
+        assert all(a.tobytes() == b[two].tobytes() for a, b in zip(apart, together, strict=True))
 
 
 def test_vectors_of_any_kind():
