@@ -68,7 +68,6 @@ cdef inline void repeat_columns(column_values first, const Columns *columns, con
 
 cdef void set_columns(Columns *columns, bint activated, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
-    cdef Py_ssize_t c
     cdef const Numbers *f = &columns.each
     put_columns(columns.center, f.center, 1, columns, typed)
     put_columns(columns.mul, f.mul, 1, columns, typed)
@@ -77,10 +76,7 @@ cdef void set_columns(Columns *columns, bint activated, const real *typed) noexc
     if activated:
         put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
         put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
-    columns.act = f.act
-    columns.wide = False
-    for c in range(columns.channels):
-        columns.wide = columns.wide or f.wide[c] != 0
+    columns.act, columns.wide = f.act, f.any_wide
 
 
 cdef void set_gate_columns(Columns *columns, const Gate *gates, const real *typed) noexcept nogil:

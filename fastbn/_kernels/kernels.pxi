@@ -18,6 +18,7 @@ cdef extern from "platform.h":
     void stream_half_line(void *to, const void *line) noexcept nogil
     void stream_fence() noexcept nogil
     void store_half_line(void *to, const void *line) noexcept nogil
+    void store_line(void *to, const void *line) noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
 
 cdef extern from "lanes.h":

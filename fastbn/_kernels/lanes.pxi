@@ -99,7 +99,9 @@ cdef inline void put_value(stored *out, double value) noexcept nogil:
 
 cdef inline void put_line(stored *out, const stored *line, Py_ssize_t count) noexcept nogil:
     """`count` values, some times 32 bytes, by way of the cache."""
-    cdef Py_ssize_t k = 0
-    while k < count:
-        store_half_line(out + k, line + k)
-        k += 32//sizeof(stored)
+    cdef Py_ssize_t k = 0, bytes = count*<Py_ssize_t>sizeof(stored)
+    while k + 64 <= bytes:
+        store_line(<char *>out + k, <const char *>line + k)
+        k += 64
+    if k < bytes:
+        store_half_line(<char *>out + k, <const char *>line + k)

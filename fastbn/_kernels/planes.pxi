@@ -222,7 +222,8 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
         c = due.c + k
         plan.loops.sweep_span(
             row_start(plan.dy, c, due_row) + skip, row_start(call.x, c, due_row) + skip,
-            row_start(call.out, c, due_row) + skip, length, &due.numbers, k, due.carry, dy, x, dy_soon, x_soon, &channel.about, &channel.lanes, NULL)
+            row_start(call.out, c, due_row) + skip, length, &due.numbers, k, due.carry, dy, x, dy_soon,
+            x_soon, &channel.about, &channel.lanes, NULL)
     else:
         sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
 

@@ -159,17 +159,20 @@ cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const
     last row another call with a count of 0 writes what is owed.
     """
     cdef Py_ssize_t end = k + count
+    cdef Numbers own            # nothing that is written changes it
     if count == 0:
         put_owed(carry, x, what)
+        return
+    own = f[0]
     while k < end:
-        if length < LANES or f.wide[k] != 0:
+        if length < LANES or (own.any_wide and own.wide[k] != 0):
             if carry != NULL:
                 put_owed(carry, x, what)
             store_any(dy, x, out, length, f, k, what)
         elif carry != NULL:
             stream_span(dy, x, out, length, f, k, what, carry)
         else:
-            store_span(dy, x, out, length, f, k, what)
+            store_span(dy, x, out, length, &own, k, what)
         k += 1
         dy = next_row(dy, step.dy)
         x = next_row(x, step.x)

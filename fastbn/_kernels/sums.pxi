@@ -244,6 +244,13 @@ cdef void find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ss
     memcpy(to.wide, f.wide, count*sizeof(double))
 
 
+cdef inline bint any_other_than_0(const double *v, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t k, others = 0
+    for k in range(count):
+        others += v[k] != 0
+    return others > 0
+
+
 cdef void find_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *to) noexcept nogil:
     """What the call computes `count` channels from c on with."""
     cdef Numbers some
@@ -254,6 +261,7 @@ cdef void find_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers
         some = numbers_from(to, k)
         find_some_numbers(call, call.backward, c + k, min(count - k, TOGETHER), &some)
         k += TOGETHER
+    to.any_wide = any_other_than_0(to.wide, count)
 
 
 cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcept nogil:

@@ -75,6 +75,7 @@ cdef struct Numbers:
     double *add
     double *by_x
     double *wide
+    bint any_wide
     const Gate *gates       # NULL: there are none
     Activation act
 
@@ -156,7 +157,7 @@ cdef inline Numbers lay_out_numbers(double *memory, Py_ssize_t channels, const C
     cdef Numbers f
     f.center, f.mul, f.add = memory, memory + channels, memory + 2*channels
     f.by_x, f.wide = memory + 3*channels, memory + 4*channels
-    f.gates, f.act = NULL, call.act
+    f.any_wide, f.gates, f.act = False, NULL, call.act
     return f
 
 
