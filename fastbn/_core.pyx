@@ -199,11 +199,12 @@ cdef Activation accept_activation(object name, object slope) except *:
 cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
     """A vector without negative numbers."""
     cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
-    cdef const int64_t *bits = <const int64_t *>cnp.PyArray_DATA(numbers)
-    cdef int64_t signs = 0
+    cdef const double *v = doubles(numbers)
+    cdef int64_t bits, signs = 0
     cdef Py_ssize_t c
     for c in range(channels):       # in a loop that becomes vectors
-        signs |= bits[c]
+        memcpy(&bits, v + c, sizeof(bits))
+        signs |= bits
     if signs < 0:                   # perhaps of -0.0, or of NaN
         _explain.check_variance(name, numbers)
     return given

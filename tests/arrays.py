@@ -32,8 +32,9 @@ SHAPES = [
     ],
     *[(2, 3, 2, 3, 5), (1, 2, 1, 1, 7), (3, 1, 4, 1, 5)],
 ]
-# Longer than a block of sums (32*512 values in planes; 16384/C rows, at least 128); the last but one is larger than the
-# last cache level's share (results are streamed past it), the last has the largest number of blocks.
+# Longer than a block of sums (32*512 values in planes; 16384/C rows, at least 128). (13, 1, 257, 331) has the largest
+# number of blocks; the results of (5, 3, 263, 269) and of the last are written past the cache, and of the last those of
+# a channel begin with its last rows.
 LARGE = [
     (3, 2, 131, 101),
     (40001, 3),

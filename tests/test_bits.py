@@ -47,6 +47,7 @@ CASES = {
     "streamed nc": ((9000, 120), (0, 1)),
     "many channels": ((2, 75, 5, 7), (0, 1, 2, 3)),
     "streamed, large channels": ((7, 3, 211, 239), (0, 1, 2, 3)),
+    "streamed, shortest rows": ((2100, 60, 9), (0, 1, 2)),
 }
 LARGE = [name for name in CASES if name.startswith(("large", "streamed"))]
 SMALL = [name for name in CASES if name not in LARGE]

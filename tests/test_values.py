@@ -121,6 +121,19 @@ def test_rows_of_any_length(length, dtype):
     assert np.array_equal(fastbn.batch_norm_backward(dy, x, stats, out=dy).dx, dx)
 
 
+@pytest.mark.parametrize("length", [*range(2, 20), 49, 63, 255, 257, 300])
+def test_large_arrays_with_short_rows(length):
+    """Results of 4 MiB and more go past the cache, whatever their rows; none is left out."""
+    shape = (1 + (1 << 20) // (61 * length), 61, length)
+    x, dy = random_array(shape), random_array(shape, seed=1)
+    gamma, beta = parameters(shape[1])
+    y, dx = np.full((2, *shape), np.nan, np.float32)
+    _, stats = fastbn.batch_norm(x, gamma, beta, eps=EPS, out=y)
+    fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    assert_y(y, x, stats.mean, stats.var, gamma, beta, EPS)
+    assert_dx(dx, dy, x, stats, gamma, EPS)
+
+
 @pytest.mark.parametrize("layout", ["channels-last", "every-second", "channels-last-gap", "gap-last-axis"])
 def test_arrays_of_several_blocks_in_other_layouts(layout):
     x, dy = random_array(LARGE[0]), random_array(LARGE[0], seed=1)

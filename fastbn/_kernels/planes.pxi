@@ -5,8 +5,9 @@
 # of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
 # read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
 # read in long runs: some samples of a channel are summed in one go, and as many rows get their results, in the order of
-# memory. Only where channels are fewer than half the threads do threads share a channel. None of this changes the order
-# of a channel's additions.
+# memory. Channels that are one fold, and whose results stay in the cache, are summed whole, many of them in one call:
+# there the ways between loops would take longer than the loops. Only where channels are fewer than half the threads do
+# threads share a channel. None of this changes the order of a channel's additions.
 
 cdef enum:
     PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
@@ -92,7 +93,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
     channel_bytes = call.values*plan.loops.itemsize
-    plan.stream = call.stream and plan.run == call.plane
+    plan.stream = call.stream and plan.run == plan.plane
     plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
@@ -583,7 +584,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     cdef Due *ready = NULL      # its channels have their sums
     cdef bint again[GROUP]
     cdef Py_ssize_t c = begin, count, k
-    cdef int turn = 0
+    cdef int turn
     for turn in range(2):
         due[turn].plan, due[turn].carry = plan, carry
         due[turn].numbers = lay_out_numbers(memory[turn], GROUP, call)
