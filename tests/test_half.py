@@ -190,3 +190,22 @@ def test_ml_dtypes_is_not_imported():
     code = "import sys, numpy, fastbn; fastbn.batch_stats(numpy.ones((2, 2), 'f2')); print('ml_dtypes' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tempfile.gettempdir(), capture_output=True, text=True)
     assert ran.stdout == "False\n"
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("offset", [0, 2, 16, 30, 32, 34, 48, 62])
+@pytest.mark.parametrize("shape", [(70_000, 31), (18, 130_000, 1), (20, 8, 14_000)], ids=str)
+def test_large_out_at_any_address(shape, offset, dtype):
+    """Results of 4 MiB and more go past the cache in whole lines, of which a half type has 32 values."""
+    x = np.random.default_rng(offset).normal(size=shape).astype(dtype)
+    memory = np.full(x.nbytes + 192, 7, np.uint8)
+    start = -memory.ctypes.data % 64 + 64 + offset
+    out = memory[start : start + x.nbytes].view(dtype).reshape(shape)
+    out[...] = np.nan
+    fastbn.batch_norm(x, activation="relu", out=out)
+    expected = fastbn.reference.batch_norm(x.astype(np.float64), activation="relu")[0]
+    # half a unit in the last place, and what float32 arithmetic may round differently
+    unit = 2.0 ** (-11 if dtype == np.float16 else -8)
+    assert (np.abs(out.astype(np.float64) - expected) <= 1.001 * unit * expected + 1e-5).all()
+    assert (memory[:start] == 7).all()
+    assert (memory[start + x.nbytes :] == 7).all()

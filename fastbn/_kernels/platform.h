@@ -30,7 +30,7 @@ static inline void fp_restore(fp_mode before) { (void)before; }
 #endif
 
 /* Stores of whole lines: 64 bytes, or half of that, which compilers keep in registers. The lower part goes to memory
-   first: left alone, compilers write the upper part first, and where lines of results do not begin where cache lines do,
+   first: left alone, compilers write the upper one first, and where lines of results do not begin where cache lines do,
    that takes twice as long (15 ns a row of 49 values instead of 8, Emerald Rapids). IN_ORDER orders what compilers do,
    and is no instruction. */
 #if defined(__GNUC__)

@@ -65,12 +65,14 @@ cdef void results_of_rows(const stored *dy, const stored *x, stored *out, Py_ssi
     the cache.
     """
     cdef Columns f = columns[0]     # nothing that is written changes it
-    cdef Py_ssize_t i = 0, some, width = f.width
+    cdef Py_ssize_t i = 0, some, first = 0, width = f.width
     if stream and not f.wide:
-        i = before_a_line(out, length)
-        if i > 0:
-            some_results(dy, x, out, i, columns, column, what)
-            column = (column + i) % width
+        first = before_a_line(out, length)
+    while i < first:            # of half types up to twice LANES
+        some = min(LANES, first - i)
+        some_results(dy + i, x + i, out + i, some, columns, column, what)
+        column = (column + some) % width
+        i += some
     while i < length:
         some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
         if some == 0 or f.wide:
