@@ -5,8 +5,8 @@
 # of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
 # read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
 # read in long runs: some samples of a channel are summed in one go, and as many rows get their results, in the order of
-# memory. Channels that are one fold, and whose results stay in the cache, are summed whole, many of them in one call:
-# there the ways between loops would take longer than the loops. Only where channels are fewer than half the threads do
+# memory. Channels that are one fold are summed whole, many of them in one call, unless others get results meanwhile:
+# the ways between loops would take longer than the loops. Only where channels are fewer than half the threads do
 # threads share a channel. None of this changes the order of a channel's additions.
 
 cdef enum:
