@@ -99,7 +99,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
     plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
-    plan.group = max(1, min(GROUP, GROUP_BYTES//channel_bytes))     # and as many before
+    plan.group = 1 if plan.stream and call.plane >= SHORT else max(1, min(GROUP, GROUP_BYTES//channel_bytes))
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*(1 if call.dy == NULL else 2) >= LAST_FIRST
     return plan
@@ -117,7 +117,7 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     if plane < SHORTEST:                # as one long row
         plane = plan.call.values
         plan.rows = 1
-    plan.piece = part_length(plane, PIECE if plan.run == plane else CHUNK)
+    plan.piece = part_length(min(plane, part_length(plane, FOLD)), PIECE if plan.run == plane else CHUNK)
     plan.segments = 0
     if plane > FOLD:
         plan.per_fold = part_length(plane, FOLD)
