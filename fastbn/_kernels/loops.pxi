@@ -9,9 +9,10 @@ ctypedef void (*sum_channels)(const void *dy, const void *x, const Steps *sample
                               double *t, const void *) noexcept nogil
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
                              Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *) noexcept nogil
-ctypedef void (*sweep_span)(const void *dy, const void *x, void *out, Py_ssize_t length, const Numbers *, Py_ssize_t k,
-                            Carry *, const void *next_dy, const void *next_x, const void *dy_ahead,
-                            const void *x_ahead, const Center *, Lanes *, const void *) noexcept nogil
+ctypedef void (*sweep_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
+                             Py_ssize_t length, const Numbers *, Carry *, const void *next_dy, const void *next_x,
+                             const void *dy_ahead, const void *x_ahead, const Steps *, const Center *, Lanes *,
+                             const void *) noexcept nogil
 ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                           const RowCenters *, double *s, double *t, const void *) noexcept nogil
 ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, const Columns *,
@@ -29,7 +30,7 @@ cdef struct Loops:
     sum_channels sum_channels   # some channels, the whole of each
     sum_channels sum_channels_again
     apply_spans apply_spans
-    sweep_span sweep_span       # apply_spans of one channel and sum_spans of the next
+    sweep_spans sweep_spans     # apply_spans of one channel and sum_spans of the next
     sum_rows sum_rows
     sum_rows sum_rows_again
     apply_rows apply_rows
@@ -54,7 +55,7 @@ cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first 
 cdef inline void use_formula(Loops *loops, const stored *typed, const formula *what) noexcept nogil:
     """The results of a formula, and the sums that go with it."""
     loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
-    loops.sweep_span = <sweep_span>results_and_sums[stored, formula]
+    loops.sweep_spans = <sweep_spans>results_and_sums[stored, formula]
     loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
     if formula is Gradient or formula is Scaled:
         use_sums(loops, typed, <const Products *>NULL, <const FarProducts *>NULL)

@@ -14,7 +14,7 @@ cdef enum:
     SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
-    PIECE = 1024            # values that are swept at once, where they need not be gathered into tiles of CHUNK
+    PIECE = 4096            # values that are swept at once, where they need not be gathered into tiles of CHUNK
     GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
     IN_ONE_GO = 800         # values of short rows
@@ -32,12 +32,14 @@ cdef struct Plan:
     Py_ssize_t piece            # values that are swept at once
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
-    Py_ssize_t group            # channels that go side by side
+    Py_ssize_t group            # channels that go side by side: one, where long rows go past the cache
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
     Py_ssize_t in_one_go        # of them are summed, before as many get their results
     bint last_first             # results are taken from the last row to the first
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
+    bint even                   # rows are in place, follow each other with the same step, and need no gate
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
+    Steps due_sample            # to the row that gets its results next
     bint stream                 # write past the cache
     const View *dy              # what loops read as dy: dresidual, where there is one
     bint gate_late              # dresidual is filled with the results, since no sums are taken
@@ -99,9 +101,15 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
     plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
-    plan.group = 1 if plan.stream and call.plane >= SHORT else max(1, min(GROUP, GROUP_BYTES//channel_bytes))
+    plan.even = (plan.run == plan.plane and call.dresidual == NULL and one_step(call.x) and one_step(plan.dy)
+                 and one_step(call.out))
+    plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, GROUP_BYTES//channel_bytes))
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*(1 if call.dy == NULL else 2) >= LAST_FIRST
+    plan.due_sample = plan.sample
+    if plan.last_first:
+        plan.due_sample.x, plan.due_sample.dy = -plan.sample.x, -plan.sample.dy
+        plan.due_sample.out = -plan.sample.out
     return plan
 
 
@@ -183,21 +191,19 @@ cdef void read_values(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ss
             x[0] = <const char *>tiles.x
 
 
-cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t k, Py_ssize_t length) noexcept nogil:
+cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t length) noexcept nogil:
     """Whether results and sums may be taken in one loop."""
-    return due.carry != NULL and length >= LANES and not (channel.far or due.numbers.wide[k] != 0)
+    return due.carry != NULL and length >= LANES and not (channel.far or due.numbers.wide[0] != 0)
 
 
-cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t start,
+cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
                     Py_ssize_t length) noexcept nogil:
-    """Add a piece of a row to the lanes of channel k of a group; the same piece of one that is due gets its result."""
+    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results."""
     cdef Tiles tiles
-    cdef Channel *channel = &channels[k]
     cdef const Plan *plan = channel.plan
     cdef const Call *call = plan.call
-    cdef const Due *due = channels.due
-    cdef bint some_due = due != NULL and k < due.count
-    cdef Py_ssize_t c, itemsize = plan.loops.itemsize, skip = start*itemsize, soon, skip_soon
+    cdef const Due *due = channel.due
+    cdef Py_ssize_t itemsize = plan.loops.itemsize, skip = start*itemsize, soon = row, skip_soon, i, at
     cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
     cdef const char *x
     cdef const char *dy
@@ -205,28 +211,29 @@ cdef void sum_piece(Channel *channels, Py_ssize_t k, Py_ssize_t row, Py_ssize_t 
     cdef const char *dy_soon
     if call.dresidual != NULL and not channel.second:
         gate(plan, channel.c, row*plan.plane + start, length)
-    if some_due and not can_sweep(channel, due, k, length):
-        apply_to_values(due, k, due_row*plan.plane + start, due_row*plan.plane + start + length)
-        some_due = False
+    if due != NULL and not can_sweep(channel, due, length):
+        for i in range(rows):
+            at = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
+            apply_to_values(due, 0, at, at + length)
+        due = NULL
     if plan.run != plan.plane:
         read_values(plan, channel.c, row*plan.plane + start, length, &tiles, &x, &dy)
         sum_spans_of(channel, dy, x, dy, x, 1, length)
         return
-    soon, skip_soon = row, skip + length*itemsize
+    skip_soon = skip + length*itemsize
     if start + length == plan.plane:
         soon, skip_soon = min(row + 1, plan.rows - 1), 0
     x = row_start(call.x, channel.c, row) + skip
     dy = row_start(plan.dy, channel.c, row) + skip
     x_soon = row_start(call.x, channel.c, soon) + skip_soon
     dy_soon = row_start(plan.dy, channel.c, soon) + skip_soon
-    if some_due:
-        c = due.c + k
-        plan.loops.sweep_span(
-            row_start(plan.dy, c, due_row) + skip, row_start(call.x, c, due_row) + skip,
-            row_start(call.out, c, due_row) + skip, length, &due.numbers, k, due.carry, dy, x, dy_soon,
-            x_soon, &channel.about, &channel.lanes, NULL)
-    else:
-        sum_spans_of(channel, dy, x, dy_soon, x_soon, 1, length)
+    if due == NULL:
+        sum_spans_of(channel, dy, x, dy_soon, x_soon, rows, length)
+        return
+    plan.loops.sweep_spans(
+        row_start(plan.dy, due.c, due_row) + skip, row_start(call.x, due.c, due_row) + skip,
+        row_start(call.out, due.c, due_row) + skip, &plan.due_sample, rows, length, &due.numbers, due.carry, dy, x,
+        dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, NULL)
 
 
 cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_ahead,
@@ -308,7 +315,7 @@ cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept 
 cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
     """Add up a fold of each channel, in its lanes, and to its block."""
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k, row, start, begin = 0, end = plan.plane
+    cdef Py_ssize_t k, row, rows, start, begin = 0, end = plan.plane
     cdef Py_ssize_t first = number*plan.per_fold, last = min(first + plan.per_fold, plan.rows)
     if plan.segments:
         first = number//plan.segments
@@ -323,12 +330,14 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint 
             sum_rows_in_turn(channels, count, row, min(plan.in_one_go, last - row))
             row += plan.in_one_go
     else:
-        for row in range(first, last):
+        rows = last - first if plan.even and end - begin <= plan.piece else 1
+        while first < last:
             start = begin
             while start < end:
                 for k in range(count):
-                    sum_piece(channels, k, row, start, min(plan.piece, end - start))
+                    sum_piece(&channels[k], first, rows, start, min(plan.piece, end - start))
                 start += plan.piece
+            first += rows
     for k in range(count):
         add_lanes(&channels[k].block, &channels[k].lanes, first_of_block)
 

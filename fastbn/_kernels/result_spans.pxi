@@ -109,7 +109,8 @@ cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *o
             line[k] = before[k] if k < missing else line[k]
         stream_lanes(out - missing, line)
         return LANES - missing
-    put_owed(carry, x, what)
+    if carry.owed > 0:
+        put_owed(carry, x, what)
     if missing == 0:
         return 0
     own = f[0]
@@ -197,27 +198,41 @@ cdef inline void add_beside(const stored *dy, const stored *x, const stored *dy_
         add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Deviations *>NULL, s, t)
 
 
-cdef void results_and_sums(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
-                           Py_ssize_t channel, Carry *carry, const stored *next_dy, const stored *next_x,
-                           const stored *dy_ahead, const stored *x_ahead, const Center *about, Lanes *lanes,
+cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
+                           Py_ssize_t length, const Numbers *f, Carry *carry, const stored *next_dy,
+                           const stored *next_x, const stored *dy_after, const stored *x_after,
+                           const Steps *next_step, const Center *about, Lanes *lanes,
                            const formula *what) noexcept nogil:
-    """`length` results of one channel, sums of as many values of another. Whole lines past the cache, only."""
-    cdef Coefficients own = coefficients_of(f, channel), z
+    """The results of `count` rows of one channel, the sums of as many of another. Whole lines past the cache, only."""
+    cdef Coefficients own = coefficients_of(f, 0), z
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef stored line[LANES]
-    cdef Py_ssize_t k = 0, i = stream_first(dy, x, out, &own, what, carry)
+    cdef Py_ssize_t row, k, i, until, near = near_end(length)
+    cdef int part
+    cdef const stored *x_ahead
+    cdef const stored *dy_ahead
     z.act, z.gate = about.act, about.gate
-    while i + LANES <= length:
-        add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
-        k += LANES
-        compute_line(dy + i, x + i, line, &own, 0, LANES, what)
-        stream_lanes(out + i, line)
-        i += LANES
-    owe(carry, dy + length, x + length, out + length, length - i, f, channel)
-    if k + LANES <= length:     # one more than there were whole lines of results
-        add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
-        k += LANES
-    if k < length:
-        add_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, &z, what, &s, &t)
+    for row in range(count):
+        k = 0
+        i = stream_first(dy, x, out, &own, what, carry)
+        for part in range(2):
+            until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
+            if part == 0:
+                until, x_ahead, dy_ahead = near + i, next_x + (length - near), next_dy + (length - near)
+            while i + LANES <= until:
+                add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
+                k += LANES
+                compute_line(dy + i, x + i, line, &own, 0, LANES, what)
+                stream_lanes(out + i, line)
+                i += LANES
+        owe(carry, dy + length, x + length, out + length, length - i, f, 0)
+        if k + LANES <= length:     # one more than there were whole lines of results
+            add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
+            k += LANES
+        if k < length:
+            add_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, &z, what, &s, &t)
+        dy, next_dy, dy_after = next_row(dy, step.dy), next_row(next_dy, next_step.dy), next_row(dy_after, next_step.dy)
+        x, next_x, x_after = next_row(x, step.x), next_row(next_x, next_step.x), next_row(x_after, next_step.x)
+        out = <stored *>next_row(<const stored *>out, step.out)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)

@@ -1,5 +1,8 @@
 # Sums over spans: runs of values of one channel.
 
+cdef enum:
+    SOON = 512              # values, at which long rows are asked for before they are summed
+
 
 cdef struct Lanes:
     double s[LANES]
@@ -44,32 +47,42 @@ cdef inline void add_and_ask(const stored *dy, const stored *x, const stored *dy
         add_last(dy, x, length, some, center, f, 0, of, s, t)
 
 
-cdef inline void add_rows(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
+cdef inline Py_ssize_t near_end(Py_ssize_t length) noexcept nogil:
+    """Of a long row, up to where what comes SOON is still in the row, in whole lines."""
+    return (length - SOON)//LANES*LANES if length > SOON else 0
+
+
+cdef inline void add_rows(const stored *dy, const stored *x, const stored *dy_after, const stored *x_after,
                           const Steps *step, Py_ssize_t count, Py_ssize_t length, lanes_t center,
                           const Coefficients *f, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
-    """The sums of `count` rows of one channel."""
-    cdef Py_ssize_t i, row
+    """The sums of `count` rows of one channel. `after` the first row come others."""
+    cdef Py_ssize_t i, row, until, near = near_end(length)
+    cdef int part
+    cdef const stored *x_ahead
+    cdef const stored *dy_ahead
     for row in range(count):
         i = 0
-        while i + LANES <= length:
-            add_and_ask(dy + i, x + i, dy_ahead + i, x_ahead + i, LANES, LANES, center, f, of, s, t)
-            i += LANES
+        for part in range(2):
+            until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
+            if part == 0:
+                until, x_ahead, dy_ahead = near, x + (length - near), dy + (length - near)
+            while i + LANES <= until:
+                add_and_ask(dy + i, x + i, dy_ahead + i, x_ahead + i, LANES, LANES, center, f, of, s, t)
+                i += LANES
         if i < length:
             add_and_ask(dy, x, dy_ahead + i, x_ahead + i, length, length - i, center, f, of, s, t)
-        x = next_row(x, step.x)
-        dy = next_row(dy, step.dy)
-        x_ahead = next_row(x_ahead, step.x)
-        dy_ahead = next_row(dy_ahead, step.dy)
+        x, x_after = next_row(x, step.x), next_row(x_after, step.x)
+        dy, dy_after = next_row(dy, step.dy), next_row(dy_after, step.dy)
 
 
-cdef void sums_of_spans(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
+cdef void sums_of_spans(const stored *dy, const stored *x, const stored *dy_after, const stored *x_after,
                         const Steps *step, Py_ssize_t count, Py_ssize_t length, const Center *about, Lanes *lanes,
                         const summed *of) noexcept nogil:
     """Add `count` rows of one channel to its lanes."""
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t)
     cdef Coefficients own
     own.act, own.gate = about.act, about.gate
-    add_rows(dy, x, dy_ahead, x_ahead, step, count, length, lanes_all(about.center), &own, of, &s, &t)
+    add_rows(dy, x, dy_after, x_after, step, count, length, lanes_all(about.center), &own, of, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
 
