@@ -14,6 +14,7 @@ cdef enum:
     SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
+    GATED_ALONE = 128       # rows of fewer values get dresidual with those of other channels: to begin takes longer
     PIECE = 4096            # values that are swept at once, where they need not be gathered into tiles of CHUNK
     GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
@@ -44,6 +45,7 @@ cdef struct Plan:
     const View *dy              # what loops read as dy: dresidual, where there is one
     bint gate_late              # dresidual is filled with the results, since no sums are taken
     bint gate_in_place          # its rows, and those that it comes from, are in place
+    bint gate_together          # and so are those of all channels of a sample, one after the other
 
 
 cdef struct Due:
@@ -80,6 +82,17 @@ cdef inline bint one_step(const View *v) noexcept nogil:
     return v == NULL or v.axes <= 2
 
 
+cdef inline bint follow_each_other(const View *dy, const View *y, const View *g, Py_ssize_t itemsize) noexcept nogil:
+    """Whether in these arrays the rows of a sample's channels, if in place, stand without gaps."""
+    cdef const View *views[3]
+    cdef const View *v
+    views[0], views[1], views[2] = dy, y, g
+    for v in views:
+        if v != NULL and v.channel != v.shape[v.axes - 1]*itemsize:
+            return False
+    return True
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
@@ -91,6 +104,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.dy = read_as_dy(call)
     plan.gate_late = call.dresidual != NULL and not call.measure
     plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == call.plane
+    plan.gate_together = (plan.gate_in_place and call.plane < GATED_ALONE
+                          and follow_each_other(call.dy, call.y, call.dresidual, plan.loops.itemsize))
     plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
     plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
@@ -155,16 +170,19 @@ cdef void gate(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t l
         length -= some
 
 
-cdef void gate_rows(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+cdef void gate_rows(const Plan *plan, Py_ssize_t c, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
+    """The same for some rows of `count` channels."""
     cdef const Call *call = plan.call
-    cdef Py_ssize_t i
-    if not plan.gate_in_place:
-        for i in range(row, row + count):
-            gate(plan, c, i*plan.plane, plan.plane)
-        return
-    for i in range(row, row + count):
-        plan.loops.gate_span(row_start(call.dy, c, i), row_start(call.y, c, i), row_start(call.dresidual, c, i),
-                             plan.plane, &call.act)
+    cdef Py_ssize_t i, k, at_once = count if plan.gate_together else 1
+    for i in range(row, row + rows):
+        k = c
+        while k < c + count:
+            if plan.gate_in_place:
+                plan.loops.gate_span(row_start(call.dy, k, i), row_start(call.y, k, i), row_start(call.dresidual, k, i),
+                                     at_once*plan.plane, &call.act)
+            else:
+                gate(plan, k, i*plan.plane, plan.plane)
+            k += at_once
 
 
 cdef struct Tiles:
@@ -259,13 +277,12 @@ cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept 
     """The results of the next rows."""
     cdef const Plan *plan = due.plan
     cdef const Call *call = plan.call
-    cdef Py_ssize_t c, k, some, row = place.row
+    cdef Py_ssize_t c, some, row = place.row
     while rows > 0:
         some = min(rows, due.count - place.k)
         c = due.c + place.k
         if plan.gate_late:
-            for k in range(some):
-                gate_rows(plan, c + k, row, 1)
+            gate_rows(plan, c, some, row, 1)
         plan.loops.apply_spans(row_start(plan.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
                                &plan.neighbour, some, plan.plane, &due.numbers, place.k, due.carry, NULL)
         rows -= some
@@ -288,11 +305,11 @@ cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, 
     cdef const char *x_soon = x + plan.neighbour.x
     cdef const char *dy_soon = dy + plan.neighbour.dy
     place.row, place.k, place.first = row, 0, 0
+    if call.dresidual != NULL and not channels.second:
+        gate_rows(plan, channels.c, count, row, rows)
     for k in range(count):
         if due != NULL:
             apply_to_rows(due, &place, rows)
-        if call.dresidual != NULL and not channels[k].second:
-            gate_rows(plan, channels.c + k, row, rows)
         if k + 1 == count:
             x_soon, dy_soon = row_start(call.x, channels.c, soon), row_start(plan.dy, channels.c, soon)
         sum_spans_of(&channels[k], dy, x, dy_soon, x_soon, rows, plan.plane)
@@ -481,8 +498,7 @@ cdef void sum_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const doub
     if has_gates(call):
         about.gates = gates_of(call) + c
     if call.dresidual != NULL:
-        for k in range(count):
-            gate_rows(plan, c + k, 0, plan.rows)
+        gate_rows(plan, c, count, 0, plan.rows)
     sum(row_start(plan.dy, c, 0), row_start(call.x, c, 0), &plan.sample, &plan.neighbour, count, plan.rows, plan.plane,
         &about, s, t, NULL)
 

@@ -8,13 +8,6 @@ cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexc
     return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
 
 
-cdef inline void ask_for_columns(const stored *dy, const stored *x, const formula *what) noexcept nogil:
-    if reads_x(what):
-        prefetch_lanes(x + CHUNK)
-    if reads_dy(what):
-        prefetch_lanes(dy + CHUNK)
-
-
 cdef void compute_wide(const stored *dy, const stored *x, stored *line, const Columns *f, Py_ssize_t column,
                        const formula *what) noexcept nogil:
     """The values of a line that are computed in float64."""
@@ -50,7 +43,7 @@ cdef inline void lines_of_results(const stored *dy, const stored *x, stored *out
     cdef stored line[LANES]
     cdef Py_ssize_t i = 0
     while i < length:
-        ask_for_columns(dy + i, x + i, what)
+        ask_for_values(dy + i, x + i, what)
         compute_line(dy + i, x + i, line, f, column + i, LANES, what)
         if stream:
             stream_lanes(out + i, line)

@@ -126,6 +126,13 @@ cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *ou
     carry.f, carry.k = f, k
 
 
+cdef inline void ask_for_values(const stored *dy, const stored *x, const formula *what) noexcept nogil:
+    if reads_x(what):
+        prefetch_lanes(x + CHUNK)
+    if reads_dy(what):
+        prefetch_lanes(dy + CHUNK)
+
+
 cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
                              Py_ssize_t k, const formula *what, Carry *carry) noexcept nogil:
     """By whole lines past the cache."""
@@ -133,10 +140,7 @@ cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_
     cdef Coefficients own = coefficients_of(f, k)
     cdef Py_ssize_t i = stream_first(dy, x, out, &own, what, carry)
     while i + LANES <= length:
-        if reads_x(what):
-            prefetch_lanes(x + i + CHUNK)
-        if reads_dy(what):
-            prefetch_lanes(dy + i + CHUNK)
+        ask_for_values(dy + i, x + i, what)
         compute_line(dy + i, x + i, line, &own, 0, LANES, what)
         stream_lanes(out + i, line)
         i += LANES
