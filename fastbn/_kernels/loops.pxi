@@ -2,7 +2,7 @@
 # of sums and results is a type only.
 
 
-ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_ahead, const void *x_ahead, const Steps *,
+ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_after, const void *x_after, const Steps *,
                            Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *, const void *) noexcept nogil
 ctypedef void (*sum_channels)(const void *dy, const void *x, const Steps *sample, const Steps *neighbour,
                               Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s,
@@ -10,9 +10,9 @@ ctypedef void (*sum_channels)(const void *dy, const void *x, const Steps *sample
 ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
                              Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const Numbers *, Carry *, const void *next_dy, const void *next_x,
-                             const void *dy_ahead, const void *x_ahead, const Steps *, const Center *, Lanes *,
-                             const void *) noexcept nogil
+                             Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *next_dy,
+                             const void *next_x, const void *dy_after, const void *x_after, const Steps *,
+                             const Center *, Lanes *, Py_ssize_t apart, const void *) noexcept nogil
 ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
                           const RowCenters *, double *s, double *t, const void *) noexcept nogil
 ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, const Columns *,
@@ -30,7 +30,7 @@ cdef struct Loops:
     sum_channels sum_channels   # some channels, the whole of each
     sum_channels sum_channels_again
     apply_spans apply_spans
-    sweep_spans sweep_spans     # apply_spans of one channel and sum_spans of the next
+    sweep_spans sweep_spans     # apply_spans of some channels and sum_spans of the next
     sum_rows sum_rows
     sum_rows sum_rows_again
     apply_rows apply_rows

@@ -4,10 +4,9 @@
 # fold is summed in lanes (lanes.pxi), folds are added up within a block, and blocks are merged in order. While the sums
 # of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
 # read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
-# read in long runs: some samples of a channel are summed in one go, and as many rows get their results, in the order of
-# memory. Channels that are one fold are summed whole, many of them in one call, unless others get results meanwhile:
-# the ways between loops would take longer than the loops. Only where channels are fewer than half the threads do
-# threads share a channel. None of this changes the order of a channel's additions.
+# read and written in long runs. Channels that are one fold are summed whole, many of them in one call, unless others
+# get results meanwhile: the ways between loops would take longer than the loops. Only where channels are fewer than
+# half the threads do threads share a channel. None of this changes the order of a channel's additions.
 
 cdef enum:
     PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
@@ -250,8 +249,8 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
         return
     plan.loops.sweep_spans(
         row_start(plan.dy, due.c, due_row) + skip, row_start(call.x, due.c, due_row) + skip,
-        row_start(call.out, due.c, due_row) + skip, &plan.due_sample, rows, length, &due.numbers, due.carry, dy, x,
-        dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, NULL)
+        row_start(call.out, due.c, due_row) + skip, &plan.due_sample, rows, length, &due.numbers, 0, due.carry, dy,
+        x, dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, 0, NULL)
 
 
 cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_ahead,
@@ -265,59 +264,84 @@ cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, c
                              NULL)
 
 
-# ---- short rows: some samples of a channel are summed in one go; results go through the channels of each sample
+# ---- short rows: through the channels of a sample, as they stand in memory; without results beside them some samples
+# of a channel are summed in one go
 
-cdef struct Place:
-    # Where results have got to, on their way through the channels of one sample after the other.
-    Py_ssize_t row, k
-    Py_ssize_t first            # channel of each sample
-
-
-cdef void apply_to_rows(const Due *due, Place *place, Py_ssize_t rows) noexcept nogil:
-    """The results of the next rows."""
+cdef void apply_to_rows(const Due *due, Py_ssize_t first, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """The results of some rows, of the channels from number `first` on."""
     cdef const Plan *plan = due.plan
     cdef const Call *call = plan.call
-    cdef Py_ssize_t c, some, row = place.row
-    while rows > 0:
-        some = min(rows, due.count - place.k)
-        c = due.c + place.k
+    cdef Py_ssize_t c = due.c + first, count = due.count - first
+    while row < end:
         if plan.gate_late:
-            gate_rows(plan, c, some, row, 1)
+            gate_rows(plan, c, count, row, 1)
         plan.loops.apply_spans(row_start(plan.dy, c, row), row_start(call.x, c, row), row_start(call.out, c, row),
-                               &plan.neighbour, some, plan.plane, &due.numbers, place.k, due.carry, NULL)
-        rows -= some
-        place.k += some
-        if place.k == due.count:
-            place.k = place.first
-            row += 1
-    place.row = row
+                               &plan.neighbour, count, plan.plane, &due.numbers, first, due.carry, NULL)
+        row += 1
 
 
 cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
-    """Add some rows of each channel to its lanes; between them, as many rows of those that are due get results."""
+    """Add some rows of each channel to its lanes."""
     cdef const Plan *plan = channels.plan
     cdef const Call *call = plan.call
-    cdef const Due *due = channels.due
-    cdef Place place
     cdef Py_ssize_t k, soon = min(row + rows, plan.rows - 1)
     cdef const char *x = row_start(call.x, channels.c, row)
     cdef const char *dy = row_start(plan.dy, channels.c, row)
     cdef const char *x_soon = x + plan.neighbour.x
     cdef const char *dy_soon = dy + plan.neighbour.dy
-    place.row, place.k, place.first = row, 0, 0
     if call.dresidual != NULL and not channels.second:
         gate_rows(plan, channels.c, count, row, rows)
     for k in range(count):
-        if due != NULL:
-            apply_to_rows(due, &place, rows)
         if k + 1 == count:
             x_soon, dy_soon = row_start(call.x, channels.c, soon), row_start(plan.dy, channels.c, soon)
         sum_spans_of(&channels[k], dy, x, dy_soon, x_soon, rows, plan.plane)
         x, dy = x_soon, dy_soon
         x_soon += plan.neighbour.x
         dy_soon += plan.neighbour.dy
-    if due != NULL:         # a last group of fewer channels than the one before
-        apply_to_rows(due, &place, rows*(due.count - count))
+
+
+cdef inline bint can_sweep_together(const Channel *channels, Py_ssize_t count) noexcept nogil:
+    """Whether results and sums of all channels may be taken in one loop."""
+    cdef Py_ssize_t k
+    if channels.due.numbers.any_wide:
+        return False
+    for k in range(count):
+        if channels[k].far:
+            return False
+    return True
+
+
+cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
+    """Add a sample's row of each channel to its lanes; the rows of those that are due get their results."""
+    cdef const Plan *plan = channels.plan
+    cdef const Call *call = plan.call
+    cdef const Due *due = channels.due
+    cdef Py_ssize_t c = channels.c, soon = min(row + 1, plan.rows - 1)
+    if call.dresidual != NULL:
+        gate_rows(plan, c, count, row, 1)
+    plan.loops.sweep_spans(
+        row_start(plan.dy, due.c, row), row_start(call.x, due.c, row), row_start(call.out, due.c, row),
+        &plan.neighbour, count, plan.plane, &due.numbers, 0, due.carry, row_start(plan.dy, c, row),
+        row_start(call.x, c, row), row_start(plan.dy, c, soon), row_start(call.x, c, soon), &plan.neighbour,
+        &channels.about, &channels.lanes, sizeof(Channel), NULL)
+    if due.count > count:   # a last group of fewer channels than the one before
+        apply_to_rows(due, count, row, row + 1)
+
+
+cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """Add some rows of each channel to its lanes; the rows of those that are due get their results."""
+    cdef const Plan *plan = channels.plan
+    cdef const Due *due = channels.due
+    if due != NULL and can_sweep_together(channels, count):
+        while row < end:
+            sweep_sample(channels, count, row)
+            row += 1
+        return
+    if due != NULL:
+        apply_to_rows(due, 0, row, end)
+    while row < end:
+        sum_rows_in_turn(channels, count, row, min(plan.in_one_go, end - row))
+        row += plan.in_one_go
 
 
 cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
@@ -342,10 +366,7 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint 
     for k in range(count):
         clear_lanes(&channels[k].lanes)
     if plan.rows_in_turn:
-        row = first
-        while row < last:
-            sum_rows_in_turn(channels, count, row, min(plan.in_one_go, last - row))
-            row += plan.in_one_go
+        sum_short_rows(channels, count, first, last)
     else:
         rows = last - first if plan.even and end - begin <= plan.piece else 1
         while first < last:
@@ -569,12 +590,10 @@ cdef void apply_from(const Due *due, Py_ssize_t first) noexcept nogil:
     """The results of all channels that are due, from number `first` on, in the order of memory."""
     cdef const Plan *plan = due.plan
     cdef Py_ssize_t k, position = 0, some
-    cdef Place place
     if first >= due.count:
         return
     if plan.run == plan.plane:
-        place.row, place.k, place.first = 0, first, first
-        apply_to_rows(due, &place, (due.count - first)*plan.rows)
+        apply_to_rows(due, first, 0, plan.rows)
         return
     while position < plan.call.values:
         some = min(plan.piece, plan.call.values - position)

@@ -203,20 +203,26 @@ cdef inline void add_beside(const stored *dy, const stored *x, const stored *dy_
 
 
 cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
-                           Py_ssize_t length, const Numbers *f, Carry *carry, const stored *next_dy,
-                           const stored *next_x, const stored *dy_after, const stored *x_after,
-                           const Steps *next_step, const Center *about, Lanes *lanes,
-                           const formula *what) noexcept nogil:
-    """The results of `count` rows of one channel, the sums of as many of another. Whole lines past the cache, only."""
-    cdef Coefficients own = coefficients_of(f, 0), z
-    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
+                           Py_ssize_t length, const Numbers *f, Py_ssize_t channel, Carry *carry,
+                           const stored *next_dy, const stored *next_x, const stored *dy_after,
+                           const stored *x_after, const Steps *next_step, const Center *about, Lanes *lanes,
+                           Py_ssize_t apart, const formula *what) noexcept nogil:
+    """The results of `count` rows, the sums of as many others. Whole lines past the cache, only.
+
+    The rows are of one channel each, or of neighbours: then what the sums are taken about and added to stands `apart`
+    bytes from that of the next.
+    """
+    cdef Coefficients own, z
+    cdef lanes_t s, t, center
     cdef stored line[LANES]
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
     cdef int part
     cdef const stored *x_ahead
     cdef const stored *dy_ahead
-    z.act, z.gate = about.act, about.gate
     for row in range(count):
+        own = coefficients_of(f, channel)
+        z.act, z.gate = about.act, about.gate
+        s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
         i = stream_first(dy, x, out, &own, what, carry)
         for part in range(2):
@@ -229,14 +235,17 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
                 compute_line(dy + i, x + i, line, &own, 0, LANES, what)
                 stream_lanes(out + i, line)
                 i += LANES
-        owe(carry, dy + length, x + length, out + length, length - i, f, 0)
+        owe(carry, dy + length, x + length, out + length, length - i, f, channel)
         if k + LANES <= length:     # one more than there were whole lines of results
             add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
             k += LANES
         if k < length:
             add_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, &z, what, &s, &t)
+        lanes_store(lanes.s, s)
+        lanes_store(lanes.t, t)
         dy, next_dy, dy_after = next_row(dy, step.dy), next_row(next_dy, next_step.dy), next_row(dy_after, next_step.dy)
         x, next_x, x_after = next_row(x, step.x), next_row(next_x, next_step.x), next_row(x_after, next_step.x)
         out = <stored *>next_row(<const stored *>out, step.out)
-    lanes_store(lanes.s, s)
-    lanes_store(lanes.t, t)
+        lanes = <Lanes *>(<char *>lanes + apart)
+        about = <const Center *>(<const char *>about + apart)
+        channel += apart != 0
