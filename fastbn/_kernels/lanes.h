@@ -130,20 +130,26 @@ LANES_FUNCTION(lanes_last, (lanes_t x, intptr_t n), PART)
 static inline void lanes_store(double *p, lanes_t x) { EACH_PART(PART) }
 #undef PART
 
-/* Their sum, as a tree: lanes 8 apart first, then 4, 2, 1. */
-static inline double lanes_sum(lanes_t x) {
+/* The sum of s and that of t, each as a tree: lanes 8 apart first, then 4, 2, 1. */
+static inline void lanes_sums(lanes_t s, lanes_t t, double *s_sum, double *t_sum) {
 #if defined(__AVX__)
-    __m256d four = _mm256_add_pd(_mm256_add_pd(x.a, x.c), _mm256_add_pd(x.b, x.d));
-    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+    __m256d s4 = _mm256_add_pd(_mm256_add_pd(s.a, s.c), _mm256_add_pd(s.b, s.d));
+    __m256d t4 = _mm256_add_pd(_mm256_add_pd(t.a, t.c), _mm256_add_pd(t.b, t.d));
+    __m256d st = _mm256_add_pd(_mm256_permute2f128_pd(s4, t4, 0x20), _mm256_permute2f128_pd(s4, t4, 0x31));
+    st = _mm256_hadd_pd(st, st);
+    *s_sum = _mm256_cvtsd_f64(st);
+    *t_sum = _mm_cvtsd_f64(_mm256_extractf128_pd(st, 1));
 #else
-    double v[16];
-    int apart, k;
-    lanes_store(v, x);
+    double v[2][16];
+    int apart, k, i;
+    lanes_store(v[0], s);
+    lanes_store(v[1], t);
     for (apart = 8; apart > 0; apart /= 2)
-        for (k = 0; k < apart; k++)
-            v[k] += v[k + apart];
-    return v[0];
+        for (i = 0; i < 2; i++)
+            for (k = 0; k < apart; k++)
+                v[i][k] += v[i][k + apart];
+    *s_sum = v[0][0];
+    *t_sum = v[1][0];
 #endif
 }
 #endif

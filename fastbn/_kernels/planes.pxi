@@ -346,7 +346,8 @@ cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py
 
 cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
     """sums += lanes; nothing is in the sums yet before the first."""
-    cdef double s = lanes_sum(lanes_load(lanes.s)), t = lanes_sum(lanes_load(lanes.t))
+    cdef double s, t
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &s, &t)
     if first:
         sums.a, sums.a_low, sums.b, sums.b_low = s, 0, t, 0
     else:
@@ -426,16 +427,17 @@ cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef const Loops *loops = &plan.loops
     cdef Py_ssize_t length = min(PIVOT, call.values)
     cdef const char *x = read_tile(call.x, c, 0, length, loops.itemsize, tile)
-    cdef double value
+    cdef double value, unused
     cdef Center about
     cdef Lanes lanes
     clear_lanes(&lanes)
     about.center = 0
     loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, 1, &about, &lanes, NULL)
-    about.center = lanes_sum(lanes_load(lanes.s))
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &about.center, &unused)
     clear_lanes(&lanes)
     loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, length, &about, &lanes, NULL)
-    value = about.center + lanes_sum(lanes_load(lanes.s))/length
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)
+    value = about.center + value/length
     return value if isfinite(value) else 0.0
 
 

@@ -225,7 +225,7 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
         i = stream_first(dy, x, out, &own, what, carry)
-        for part in range(2):
+        for part in range(0 if near > 0 else 1, 2):
             until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
             if part == 0:
                 until, x_ahead, dy_ahead = near + i, next_x + (length - near), next_dy + (length - near)

@@ -62,7 +62,7 @@ cdef inline void add_rows(const stored *dy, const stored *x, const stored *dy_af
     cdef const stored *dy_ahead
     for row in range(count):
         i = 0
-        for part in range(2):
+        for part in range(0 if near > 0 else 1, 2):
             until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
             if part == 0:
                 until, x_ahead, dy_ahead = near, x + (length - near), dy + (length - near)
@@ -103,5 +103,5 @@ cdef void sums_of_channels(const stored *dy, const stored *x, const Steps *sampl
             own.gate = about.gates[k]
         s = t = lanes_all(0)
         add_rows(dy, x, next_dy, next_x, sample, rows, length, lanes_all(about.center[k]), &own, of, &s, &t)
-        s_of[k], t_of[k] = lanes_sum(s), lanes_sum(t)
+        lanes_sums(s, t, &s_of[k], &t_of[k])
         x, dy = next_x, next_dy

@@ -102,13 +102,18 @@ cdef inline void add_last(const stored *dy, const stored *x, Py_ssize_t length, 
     cdef stored dy_line[LANES]
     cdef lanes_t d, g
     x = last_line(x, length, x_line)
-    d = g = lanes_last(deviations(x, center, of), some)
     if summed is not Deviations and summed is not FarDeviations:
-        g = lanes_last(gradients(last_line(dy, length, dy_line), x, f, column, of), some)
+        dy = last_line(dy, length, dy_line)
     if some > FEW:
+        d = g = lanes_last(deviations(x, center, of), some)
+        if summed is not Deviations and summed is not FarDeviations:
+            g = lanes_last(gradients(dy, x, f, column, of), some)
         s[0] = lanes_add(s[0], g)
         t[0] = add_products(t[0], g, d, x, of)
         return
+    d = g = lanes_last(deviations(x, center, of), some)     # once more: compilers leave out what is not added
+    if summed is not Deviations and summed is not FarDeviations:
+        g = lanes_last(gradients(dy, x, f, column, of), some)
     s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
     if stored is not double and is_first_attempt(of):
         t[0] = lanes_add_exact_few(g, d, t[0])
