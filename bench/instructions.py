@@ -18,7 +18,8 @@ from pathlib import Path
 import compare
 
 CASES = ["training", "inference", "backward"]
-SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7)]  # batch, channels, height
+# Batch, channels, height; the last two go past the cache.
+SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7), (32, 64, 28), (32, 256, 14)]
 RELU = {"activation": "relu"}
 # Each other kind on one shape: its name, how the array lies, its dtype, and the options of the calls.
 KINDS = [
