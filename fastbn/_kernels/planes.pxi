@@ -14,7 +14,6 @@ cdef enum:
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GATED_ALONE = 128       # rows of fewer values get dresidual with those of other channels: to begin takes longer
-    PIECE = 4096            # values that are swept at once, where they need not be gathered into tiles of CHUNK
     GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
     IN_ONE_GO = 800         # values of short rows
@@ -29,7 +28,7 @@ cdef struct Plan:
     Py_ssize_t rows             # of a channel, one per sample
     Py_ssize_t segments         # folds of a row; 0: folds are made of rows
     Py_ssize_t per_fold         # values of a segment, or rows of a fold
-    Py_ssize_t piece            # values that are swept at once
+    Py_ssize_t piece            # values that are gathered or gated at once, before they are swept; else a whole fold
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side: one, where long rows go past the cache
@@ -139,7 +138,8 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     if plane < SHORTEST:                # as one long row
         plane = plan.call.values
         plan.rows = 1
-    plan.piece = part_length(min(plane, part_length(plane, FOLD)), PIECE if plan.run == plane else CHUNK)
+    plan.piece = FOLD if plan.run == plane and plan.call.dresidual == NULL else CHUNK
+    plan.piece = part_length(min(plane, part_length(plane, FOLD)), plan.piece)
     plan.segments = 0
     if plane > FOLD:
         plan.per_fold = part_length(plane, FOLD)
