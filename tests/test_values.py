@@ -134,6 +134,20 @@ def test_large_arrays_with_short_rows(length):
     assert_dx(dx, dy, x, stats, gamma, EPS)
 
 
+@pytest.mark.parametrize("length", [5, 9, 15, 20])
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_large_arrays_of_many_small_channels(samples, length):
+    """The same where all values of a channel stand together, and are fewer than a line holds, or a few lines."""
+    channels = 1 + (1 << 20) // (samples * length)
+    x, dy = (random_array((channels, samples, length), seed=seed).swapaxes(0, 1) for seed in (0, 1))
+    gamma, beta = parameters(channels)
+    y, dx = (np.full((channels, samples, length), np.nan, np.float32).swapaxes(0, 1) for _ in range(2))
+    _, stats = fastbn.batch_norm(x, gamma, beta, eps=EPS, out=y)
+    fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    assert_y(y, x, stats.mean, stats.var, gamma, beta, EPS)
+    assert_dx(dx, dy, x, stats, gamma, EPS)
+
+
 @pytest.mark.parametrize("layout", ["channels-last", "every-second", "channels-last-gap", "gap-last-axis"])
 def test_arrays_of_several_blocks_in_other_layouts(layout):
     x, dy = random_array(LARGE[0]), random_array(LARGE[0], seed=1)

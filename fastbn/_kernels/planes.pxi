@@ -33,7 +33,7 @@ cdef struct Plan:
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side: one, where long rows go past the cache
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
-    Py_ssize_t in_one_go        # of them are summed, before as many get their results
+    Py_ssize_t in_one_go        # of them are summed by one call
     bint last_first             # results are taken from the last row to the first
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     bint even                   # rows are in place, follow each other with the same step, and need no gate
@@ -101,18 +101,18 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.dy = read_as_dy(call)
     plan.gate_late = call.dresidual != NULL and not call.measure
-    plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == call.plane
-    plan.gate_together = (plan.gate_in_place and call.plane < GATED_ALONE
-                          and follow_each_other(call.dy, call.y, call.dresidual, plan.loops.itemsize))
     plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
-    plan.rows_in_turn = SHORTEST <= call.plane < SHORT and plan.run == call.plane
     cut_into_folds(&plan)
+    plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
+    plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == plan.plane
+    plan.gate_together = (plan.gate_in_place and plan.plane < GATED_ALONE
+                          and follow_each_other(call.dy, call.y, call.dresidual, plan.loops.itemsize))
     channel_bytes = call.values*plan.loops.itemsize
-    plan.stream = call.stream and plan.run == plan.plane
+    plan.stream = call.stream and plan.run == plan.plane >= SHORTEST
     plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
     plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
         channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
-    plan.in_one_go = max(1, IN_ONE_GO//call.plane) if one_step(call.x) and one_step(plan.dy) else 1
+    plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if one_step(call.x) and one_step(plan.dy) else 1
     plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
     plan.even = (plan.run == plan.plane and call.dresidual == NULL and one_step(call.x) and one_step(plan.dy)
                  and one_step(call.out))
@@ -210,7 +210,7 @@ cdef void read_values(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ss
 
 cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t length) noexcept nogil:
     """Whether results and sums may be taken in one loop."""
-    return due.carry != NULL and length >= LANES and not (channel.far or due.numbers.wide[0] != 0)
+    return length >= LANES and not (channel.far or due.numbers.wide[0] != 0)
 
 
 cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
@@ -253,14 +253,14 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
         x, dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, 0, NULL)
 
 
-cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_ahead,
-                              const void *x_ahead, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
+cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_after,
+                              const void *x_after, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
     cdef const Plan *plan = channel.plan
     if channel.far:
-        plan.loops.sum_spans_again(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about,
+        plan.loops.sum_spans_again(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about,
                                    &channel.lanes, NULL)
     else:
-        plan.loops.sum_spans(dy, x, dy_ahead, x_ahead, &plan.sample, count, length, &channel.about, &channel.lanes,
+        plan.loops.sum_spans(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about, &channel.lanes,
                              NULL)
 
 
@@ -588,18 +588,16 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         begin += length
 
 
-cdef void apply_from(const Due *due, Py_ssize_t first) noexcept nogil:
-    """The results of all channels that are due, from number `first` on, in the order of memory."""
+cdef void apply_all(const Due *due) noexcept nogil:
+    """The results of all channels that are due, in the order of memory."""
     cdef const Plan *plan = due.plan
     cdef Py_ssize_t k, position = 0, some
-    if first >= due.count:
-        return
     if plan.run == plan.plane:
-        apply_to_rows(due, first, 0, plan.rows)
+        apply_to_rows(due, 0, 0, plan.rows)
         return
     while position < plan.call.values:
         some = min(plan.piece, plan.call.values - position)
-        for k in range(first, due.count):
+        for k in range(due.count):
             apply_to_values(due, k, position, position + some)
         position += some
 
@@ -644,18 +642,16 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
             if again[k]:
                 measure_again(plan, c + k)
         if call.out != NULL:
-            if ready != NULL and not plan.rows_in_turn:
-                apply_from(ready, count)
             turn = 1 - turn
             ready = &due[turn]
             ready.c, ready.count = c, count
             find_numbers(call, c, count, &ready.numbers)
             if carry == NULL:
-                apply_from(ready, 0)
+                apply_all(ready)
                 ready = NULL
         c += count
     if ready != NULL:
-        apply_from(ready, 0)
+        apply_all(ready)
         put_owed_results(plan, carry)
 
 
@@ -665,6 +661,8 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     cdef const Call *call = plan.call
     cdef Carry carry
     cdef Due due
+    if begin == end:        # fewer channels than threads
+        return
     carry.owed = 0
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
     find_gates(call, plan.loops.find_gate, begin, end - begin)
@@ -673,7 +671,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
         return
     due.numbers = lay_out_numbers(<double *>after_gates(call) + 5*begin, due.count, call)
     find_numbers(call, begin, due.count, &due.numbers)
-    apply_from(&due, 0)
+    apply_all(&due)
     put_owed_results(plan, &carry)
 
 
