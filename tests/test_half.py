@@ -209,3 +209,18 @@ def test_large_out_at_any_address(shape, offset, dtype):
     assert (np.abs(out.astype(np.float64) - expected) <= 1.001 * unit * expected + 1e-5).all()
     assert (memory[:start] == 7).all()
     assert (memory[start + x.nbytes :] == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 7), (60, 40, 31, 31), (40, 64, 30, 30), (500, 40), (9, 3)])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_nan_of_any_bits_stays_nan(dtype, shape):
+    """All bits of the NaN set, in gamma: rounding it up like a number would make 0 of it."""
+    full = np.array([0xFFFFFFFF, 0x7FFFFFFF], np.uint32).view(np.float32)
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    gamma, beta, zeros = (np.resize(full, shape[1]), np.resize(full[::-1], shape[1]), np.zeros(shape[1], "f4"))
+    ones = zeros + 1
+    out = np.empty_like(x)
+    for mean, scale, shift in [(zeros, gamma, zeros), (zeros, ones, beta), (gamma, ones, zeros)]:
+        assert np.isnan(fastbn.normalize(x, mean, ones, scale, shift, out=out).astype("f4")).all()
+    assert np.isnan(fastbn.batch_norm(x, gamma, zeros, out=out)[0].astype("f4")).all()
+    assert np.isnan(fastbn.batch_norm_backward(x, x, (zeros, ones), gamma, training=False).dx.astype("f4")).all()

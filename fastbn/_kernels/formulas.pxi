@@ -119,13 +119,19 @@ cdef inline void compute_line(const stored *dy, const stored *x, stored *line, c
     cdef float wide_line[LANES]
     if stored is float or stored is double:
         compute_reals(dy, x, line, f, column, count, what)
+    elif numbers is Coefficients:       # count is LANES
+        if reads_x(what):
+            widen_line(x, wide_x)
+        if reads_dy(what):
+            widen_line(dy, wide_dy)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, LANES, what)
+        narrow_line(wide_line, line)
     else:
         if reads_x(what):
             widen(x, wide_x, count)
         if reads_dy(what):
             widen(dy, wide_dy, count)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column,
-                      count, what)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, count, what)
         narrow(wide_line, line, count)
 
 

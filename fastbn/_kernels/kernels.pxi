@@ -45,6 +45,8 @@ cdef extern from "half.h":
         pass
     ctypedef struct bfloat16_t:
         pass
+    void widen_line_bfloat16(const bfloat16_t *source, float *to) noexcept nogil
+    void narrow_line_bfloat16(const float *source, bfloat16_t *to) noexcept nogil
     void widen_float16s(const float16_t *source, float *to, Py_ssize_t n) noexcept nogil
     void narrow_float16s(const float *source, float16_t *to, Py_ssize_t n) noexcept nogil
     void widen_bfloat16s(const bfloat16_t *source, float *to, Py_ssize_t n) noexcept nogil

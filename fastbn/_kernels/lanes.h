@@ -14,11 +14,6 @@ typedef struct { part_t a, b, c, d; } lanes_t;
 #define PART_LOAD(p) _mm256_loadu_pd(p)
 #define PART_STORE(p, v) _mm256_storeu_pd(p, v)
 #define PART_WIDEN(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
-#define PART_WIDEN_BFLOAT16(p) _mm256_cvtps_pd(_mm_castsi128_ps( \
-    _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)(p)))))
-#ifdef __F16C__
-#define PART_WIDEN_FLOAT16(p) _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(p))))
-#endif
 #define PART_ALL(v) _mm256_set1_pd(v)
 #define PART_ADD(x, y) _mm256_add_pd(x, y)
 #define PART_SUB(x, y) _mm256_sub_pd(x, y)
@@ -69,29 +64,33 @@ LANES_FUNCTION(lanes_load, (const double *p), PART)
 #define PART(f, i) r.f = PART_WIDEN(p + i);
 LANES_FUNCTION(lanes_widen, (const float *p), PART)
 #undef PART
-/* Half types, in one step where there are instructions for it. */
-#ifdef PART_WIDEN_FLOAT16
-#define PART(f, i) r.f = PART_WIDEN_FLOAT16((const uint16_t *)p + i);
-LANES_FUNCTION(lanes_widen_float16, (const void *p), PART)
-#undef PART
+/* Half types become float32 first, by way of memory: to widen values that are loaded takes one instruction on one of two
+   ports, to widen those in registers two or three, all on the port that shuffles. */
+#if defined(__GNUC__)
+#define IN_MEMORY(line) __asm__("" : "+m"(line))
 #else
+#define IN_MEMORY(line) ((void)0)
+#endif
 static inline lanes_t lanes_widen_float16(const void *p) {
     float line[16];
     widen_float16s((const float16_t *)p, line, 16);
+    IN_MEMORY(line);
     return lanes_widen(line);
 }
-#endif
-#ifdef PART_WIDEN_BFLOAT16
-#define PART(f, i) r.f = PART_WIDEN_BFLOAT16((const uint16_t *)p + i);
-LANES_FUNCTION(lanes_widen_bfloat16, (const void *p), PART)
-#undef PART
-#else
 static inline lanes_t lanes_widen_bfloat16(const void *p) {
     float line[16];
+#ifdef __AVX2__
+    lanes_t r;
+    widen_line_bfloat16((const bfloat16_t *)p, line);
+    IN_MEMORY(line);
+    r.a = PART_WIDEN(line), r.c = PART_WIDEN(line + 4), r.b = PART_WIDEN(line + 8), r.d = PART_WIDEN(line + 12);
+    return r;
+#else
     widen_bfloat16s((const bfloat16_t *)p, line, 16);
+    IN_MEMORY(line);
     return lanes_widen(line);
-}
 #endif
+}
 #define PART(f, i) r.f = PART_ALL(v);
 LANES_FUNCTION(lanes_all, (double v), PART)
 #undef PART

@@ -53,6 +53,21 @@ cdef inline void narrow(const float *values, stored *to, Py_ssize_t n) noexcept 
         narrow_bfloat16s(values, to, n)
 
 
+cdef inline void widen_line(const stored *x, float *to) noexcept nogil:
+    """LANES values of a half type in some order, for what treats them all alike: narrow_line() puts them back in theirs."""
+    if stored is bfloat16_t:
+        widen_line_bfloat16(x, to)
+    else:
+        widen(x, to, LANES)
+
+
+cdef inline void narrow_line(const float *values, stored *to) noexcept nogil:
+    if stored is bfloat16_t:
+        narrow_line_bfloat16(values, to)
+    else:
+        narrow(values, to, LANES)
+
+
 cdef inline const stored *last_line(const stored *x, Py_ssize_t length, stored *line) noexcept nogil:
     """The last LANES of `length` values; of fewer, in `line`, with something before them."""
     if length >= LANES:

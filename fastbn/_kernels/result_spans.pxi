@@ -94,21 +94,48 @@ cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, 
     return same
 
 
+cdef inline bint follow_on(const Steps *step, Py_ssize_t length, const stored *typed, const formula *what) noexcept nogil:
+    """Whether each row begins where the one before it ends, in all arrays."""
+    cdef Py_ssize_t bytes = length*<Py_ssize_t>sizeof(stored)
+    cdef bint same = step.out == bytes
+    if reads_x(what):
+        same = same and step.x == bytes
+    if reads_dy(what):
+        same = same and step.dy == bytes
+    return same
+
+
+cdef inline bint stands_before(Py_ssize_t k, Py_ssize_t count, const stored *typed) noexcept nogil:
+    """k < count, in numbers as wide as the values: then vectors of both fit."""
+    if stored is double:
+        return k < count
+    return <int>k < <int>count
+
+
+cdef inline Py_ssize_t share_line(const stored *dy, const stored *x, stored *out, const Coefficients *before,
+                                  const Coefficients *f, const formula *what) noexcept nogil:
+    """Write the line in which a row ends and the next, at `out`, begins; how many values of the latter that took."""
+    cdef stored first[LANES]
+    cdef stored line[LANES]
+    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
+    if missing == 0:
+        return 0
+    compute_line(dy - missing, x - missing, first, before, 0, LANES, what)
+    compute_line(dy - missing, x - missing, line, f, 0, LANES, what)
+    for k in range(LANES):
+        line[k] = first[k] if stands_before(k, missing, x) else line[k]
+    stream_lanes(out - missing, line)
+    return LANES - missing
+
+
 cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *out, const Coefficients *f,
                                     const formula *what, Carry *carry) noexcept nogil:
     """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
-    cdef stored before[LANES]
-    cdef stored line[LANES]
-    cdef Coefficients owed, own
-    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
+    cdef Coefficients own
+    cdef Py_ssize_t missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
-        owed = coefficients_of(carry.f, carry.k)
-        compute_line(dy - missing, x - missing, before, &owed, 0, LANES, what)
-        compute_line(dy - missing, x - missing, line, f, 0, LANES, what)
-        for k in range(LANES):
-            line[k] = before[k] if k < missing else line[k]
-        stream_lanes(out - missing, line)
-        return LANES - missing
+        own = coefficients_of(carry.f, carry.k)
+        return share_line(dy, x, out, &own, f, what)
     if carry.owed > 0:
         put_owed(carry, x, what)
     if missing == 0:
@@ -212,10 +239,11 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
     The rows are of one channel each, or of neighbours: then what the sums are taken about and added to stands `apart`
     bytes from that of the next.
     """
-    cdef Coefficients own, z
+    cdef Coefficients own, before, z
     cdef lanes_t s, t, center
     cdef stored line[LANES]
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
+    cdef bint joined = follow_on(step, length, x, what)
     cdef int part
     cdef const stored *x_ahead
     cdef const stored *dy_ahead
@@ -224,7 +252,10 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
         z.act, z.gate = about.act, about.gate
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
-        i = stream_first(dy, x, out, &own, what, carry)
+        if joined and row > 0:
+            i = share_line(dy, x, out, &before, &own, what)
+        else:
+            i = stream_first(dy, x, out, &own, what, carry)
         for part in range(0 if near > 0 else 1, 2):
             until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
             if part == 0:
@@ -235,7 +266,9 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
                 compute_line(dy + i, x + i, line, &own, 0, LANES, what)
                 stream_lanes(out + i, line)
                 i += LANES
-        owe(carry, dy + length, x + length, out + length, length - i, f, channel)
+        if not joined or row + 1 == count:
+            owe(carry, dy + length, x + length, out + length, length - i, f, channel)
+        before = own
         if k + LANES <= length:     # one more than there were whole lines of results
             add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
             k += LANES

@@ -163,6 +163,11 @@ cdef inline double large(double v) noexcept nogil:
     return 1.0 if fabs(v) >= 2.0**102 else 0.0
 
 
+cdef inline double plain(double v) noexcept nogil:
+    """v; a NaN without what someone may have written into it (see half.h)."""
+    return v if v == v else NAN
+
+
 cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
                                 const double *by_x) noexcept nogil:
     """Settle what x is taken about, and whether float32 will do; by_x is the factor of x.
@@ -185,6 +190,10 @@ cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, 
         f.center[k] = origin[k] if wide > 0 else center
         f.add[k] = f.add[k] if wide > 0 else add
         f.wide[k] = wide
+    if call.storage == BFLOAT16:
+        for k in range(count):
+            f.center[k], f.mul[k] = plain(f.center[k]), plain(f.mul[k])
+            f.add[k], f.by_x[k] = plain(f.add[k]), plain(f.by_x[k])
 
 
 cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, double *invstd,
