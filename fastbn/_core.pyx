@@ -361,12 +361,24 @@ cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
     return 8 if call.dtype == FLOAT64 else 4
 
 
+cdef inline bint is_as_described(cnp.ndarray a, cnp.ndarray x, int channels, const Call *call) noexcept:
+    """Whether an array still is what was checked: an __array__ of the caller's may have changed it since."""
+    return (cnp.PyArray_SAMESHAPE(a, x) and channels < cnp.PyArray_NDIM(a)
+            and cnp.PyArray_DIM(a, channels) == call.channels and cnp.PyArray_SIZE(a) == call.values*call.channels
+            and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call))
+
+
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
              cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
     cdef View x_view, dy_view, out_view, y_view, dresidual_view
-    cdef Order order = memory_order(order_of, channels)
+    cdef Order order
     cdef Py_ssize_t scratch
+    cdef cnp.ndarray a
+    for a in (order_of, x, dy, out, y, dresidual):
+        if a is not None and not is_as_described(a, order_of, channels, call):
+            raise RuntimeError("fastbn: an array has changed its shape or dtype while others were converted")
+    order = memory_order(order_of, channels)
     if call.values == 0:
         return 0
     if x is not None:
@@ -569,7 +581,7 @@ cdef cnp.ndarray gradient_like(cnp.ndarray parameter, const Call *call):
     cdef cnp.npy_intp shape = call.channels
     cdef int kind = cnp.NPY_FLOAT64 if call.dtype == FLOAT64 else cnp.NPY_FLOAT32
     if parameter is not None:
-        kind = cnp.PyArray_TYPE(parameter)
+        kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(parameter) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
     return cnp.PyArray_EMPTY(1, &shape, kind, 0)
 
 
@@ -632,9 +644,28 @@ cpdef int check_writeable(str name, cnp.ndarray a) except -1:
     return 0
 
 
+cpdef int check_target(str name, cnp.ndarray a, Py_ssize_t channels) except -1:
+    """That a layer's vector, if it has one, still takes a number per channel: its owner may have resized or cast it."""
+    if a is not None and not (cnp.PyArray_ISWRITEABLE(a) and plain(a) and cnp.PyArray_NDIM(a) == 1
+                              and cnp.PyArray_DIM(a, 0) == channels and cnp.PyArray_IS_C_CONTIGUOUS(a)
+                              and cnp.PyArray_ISALIGNED(a)):
+        _explain.wrong_target(name, a, channels)
+    return 0
+
+
+def check_running(tuple to, Py_ssize_t channels):
+    """That (running_mean, running_var, tracked) can be moved."""
+    cdef cnp.ndarray tracked = to[2]
+    check_target("running_mean", to[0], channels)
+    check_target("running_var", to[1], channels)
+    check_writeable("num_batches_tracked", tracked)
+    if cnp.PyArray_TYPE(tracked) != cnp.NPY_INT64 or cnp.PyArray_SIZE(tracked) != 1:
+        _explain.wrong_target("num_batches_tracked", tracked, None)
+
+
 def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction, object weight, object batches,
                  bint finite_only):
-    """Move running statistics towards mean and var*correction. Contiguous vectors of one length; mean, var float64.
+    """Move running statistics towards mean and var*correction, contiguous vectors of float64.
 
     `to` is (running_mean, running_var, tracked). `batches` is what the 0-d `tracked` becomes, None: one more than
     before. `weight` None: 1/batches. Returns None when all is written. Where a channel would not be finite, nothing is
@@ -645,9 +676,7 @@ def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction,
     cdef bint write
     cdef fp_mode before
     cdef cnp.ndarray running_mean = to[0], running_var = to[1], tracked = to[2]
-    check_writeable("running_mean", running_mean)
-    check_writeable("running_var", running_var)
-    check_writeable("num_batches_tracked", tracked)
+    check_running(to, cnp.PyArray_DIM(mean, 0))
     cdef cnp.int64_t *number_of = <cnp.int64_t *>cnp.PyArray_DATA(tracked)
     cdef cnp.int64_t new_batches = number_of[0] + 1 if batches is None else batches
     new_weight = 1.0/new_batches if weight is None else weight

@@ -255,6 +255,15 @@ def check_overlap(out: np.ndarray, name: str, other: np.ndarray, itself: bool) -
         raise ValueError(f"out: expected {allowed}, got an array that overlaps {name}")
 
 
+def wrong_target(name: str, given: np.ndarray, channels: int | None) -> NoReturn:
+    """Say that a layer's array cannot be written to, or is not what it was."""
+    if not given.flags.writeable:
+        read_only(name)
+    wanted = "()" if channels is None else f"({channels},)"
+    got = f"{given.dtype} of shape {given.shape}"
+    raise ValueError(f"{name}: expected the layer's array as it was made, of shape {wanted}, got {got}")
+
+
 def read_only(name: str) -> NoReturn:
     """Say that an array cannot be written to."""
     raise ValueError(f"{name}: expected a writeable array, got a read-only one")

@@ -34,6 +34,7 @@ _Saved: TypeAlias = tuple[
     Any,  # copies of gamma and beta (if any), of the mean and var that did not come from x
     bool,  # whether the statistics came from x
     bool,  # whether there was a residual
+    tuple[float, int, str | None, float],  # eps, axis, activation, negative_slope
 ]
 
 
@@ -180,9 +181,9 @@ class BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            As in `batch_norm`; ValueError also for another number of channels or rank, in training for one value per
-            channel, whose running variance is undefined, and with batch statistics for an x that backward would need
-            overwritten. Neither layer nor x has changed then.
+            As in `batch_norm`; ValueError also for another number of channels or rank, and in training for one value
+            per channel, whose running variance is undefined, for an x that backward would need overwritten, and for
+            running statistics that cannot be written. Neither layer nor x has changed then.
 
         Warns
         -----
@@ -190,19 +191,22 @@ class BatchNorm:
             Where running statistics of some channels would not be finite: they stay as they were.
         """
         from_batch = self._uses_batch_stats()
-        if not _core.fits(x, self.axis, self.num_features, self.ranks, from_batch and self.training):
+        moves = from_batch and self.training
+        if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
             x = self._checked_input(x, from_batch)
+        moves = moves and self._running_mean is not None
+        momentum = self._checked_to_move() if moves else None
         in_place = out is not None and _core.same_memory(out, x)
-        if in_place and from_batch:
+        if in_place and self.training:
             _explain.check_can_undo(self.activation, self.negative_slope, self._gamma, residual is not None, "out")
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
         stats: Any
         if from_batch:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
-            if self.training and self._running_mean is not None:
+            if moves:
                 count, mean, var = stats
-                self._move_running_stats(mean, var, count / (count - 1), self.momentum, None)
+                self._move_running_stats(mean, var, count / (count - 1), momentum, None)
             vectors = _core.copies(gamma, beta, None, None)
         else:
             mean, var = self._running_mean, self._running_var
@@ -210,7 +214,8 @@ class BatchNorm:
             stats, vectors = None, _core.copies(gamma, beta, mean, var)
         reads_y = in_place or (residual is not None and activation is not None)
         self._saved = (
-            None if in_place else x, y if reads_y else None, stats, vectors, from_batch, residual is not None
+            None if in_place else x, y if reads_y else None, stats, vectors, from_batch, residual is not None,
+            (eps, axis, activation, slope),
         )  # fmt: skip
         return y
 
@@ -242,16 +247,13 @@ class BatchNorm:
         if saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
         dgamma, dbeta = self._dgamma, self._dbeta
-        _core.check_writeable("dgamma", dgamma)
-        _core.check_writeable("dbeta", dbeta)
-        x, y, stats, vectors, from_batch, residual = saved
+        _core.check_target("dgamma", dgamma, self.num_features)
+        _core.check_target("dbeta", dbeta, self.num_features)
+        x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
         gamma, beta = (vectors[0], vectors[1]) if self.affine else (None, None)
-        if from_batch:
-            stats = BatchStats._of(stats)
-        else:
-            stats = vectors[-2], vectors[-1]
-            if x is None:
-                self._check_can_undo(gamma, residual)
+        stats = BatchStats._of(stats) if from_batch else (vectors[-2], vectors[-1])
+        if x is None:
+            _check_can_undo(activation, slope, gamma, residual)
         dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy,
             x,
@@ -259,10 +261,10 @@ class BatchNorm:
             None,
             gamma,
             beta,
-            self.eps,
-            self.axis,
-            self.activation,
-            self.negative_slope,
+            eps,
+            axis,
+            activation,
+            slope,
             residual,
             y,
             from_batch,
@@ -275,13 +277,6 @@ class BatchNorm:
             _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
-
-    def _check_can_undo(self, gamma: np.ndarray | None, residual: bool) -> None:
-        """With running statistics x may be overwritten whatever the options are; then only some have a backward."""
-        try:
-            _explain.check_can_undo(self.activation, self.negative_slope, gamma, residual)
-        except ValueError as error:
-            raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 
     def _uses_batch_stats(self) -> bool:
         if self.use_global_stats is not None:
@@ -307,6 +302,15 @@ class BatchNorm:
         return x
 
     # ---- running statistics
+
+    def _checked_to_move(self) -> float | None:
+        """momentum, once the running statistics are known to take what comes: before x may be overwritten."""
+        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
+        _core.check_running(to, self.num_features)
+        momentum = self.momentum
+        if momentum is None or (type(momentum) is float and 0 <= momentum <= 1):
+            return momentum
+        return _checked_momentum(momentum)
 
     def _move_running_stats(
         self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None, batches: int | None
@@ -455,6 +459,14 @@ def _checked_features(num_features: Any) -> int:
     if features < 1 or isinstance(num_features, bool):
         raise ValueError(f"num_features: expected at least 1, got {num_features}")
     return features
+
+
+def _check_can_undo(activation: str | None, slope: float, gamma: np.ndarray | None, residual: bool) -> None:
+    """In evaluation x may be overwritten whatever the options are; then only some have a backward."""
+    try:
+        _explain.check_can_undo(activation, slope, gamma, residual)
+    except ValueError as error:
+        raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 
 
 def _checked_eps(eps: Any) -> float:

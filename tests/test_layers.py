@@ -167,6 +167,96 @@ def test_out_is_what_comes_back():
     assert np.array_equal(x, plain)
 
 
+def test_what_backward_needs_is_of_its_forward():
+    """eps, activation and slope of a layer may be changed between the two; the gradient is that of the forward."""
+    x, dy = data()
+    a, b = (fastbn.BatchNorm1d(3, activation="leaky_relu", negative_slope=0.5) for _ in range(2))
+    a(x)
+    b(x)
+    b.eps, b.activation, b.negative_slope, b.axis = 2.0, None, 0.1, -1
+    assert np.array_equal(a.backward(dy), b.backward(dy))
+    assert np.array_equal(a.dgamma, b.dgamma)
+
+
+# ---- x stays as it was where out=x cannot work
+
+
+def resized(name, *shape):
+    def change(bn):
+        getattr(bn, name).resize(shape)
+
+    return change
+
+
+def readonly(name):
+    return lambda bn: getattr(bn, name).setflags(write=False)
+
+
+def cast(name, dtype):
+    def change(bn):
+        getattr(bn, name).dtype = dtype
+
+    return change
+
+
+SPOILT = {
+    **{f"{name} read-only": readonly(name) for name in ("running_mean", "running_var", "num_batches_tracked")},
+    **{f"{name} too short": resized(name, 2) for name in ("running_mean", "running_var")},
+    **{f"{name} of float64": cast(name, np.float64) for name in ("running_mean", "running_var")},
+    **{f"{name} of two axes": resized(name, 2, 2) for name in ("running_mean", "running_var")},
+    "num_batches_tracked of float64": cast("num_batches_tracked", np.float64),
+    "num_features": lambda bn: setattr(bn, "num_features", 5),
+    "momentum text": lambda bn: setattr(bn, "momentum", "a"),
+    "momentum nan": lambda bn: setattr(bn, "momentum", np.nan),
+    "momentum 5.0": lambda bn: setattr(bn, "momentum", 5.0),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_layer_leaves_x(how):
+    """What someone resized, cast or locked is found before x is overwritten, and never written past its end."""
+    bn = fastbn.BatchNorm1d(4, activation="leaky_relu")
+    SPOILT[how](bn)
+    x, before = data((6, 4))[0], state(bn)
+    over = x.copy()
+    name = "x" if how == "num_features" else how.split()[0]
+    with pytest.raises((ValueError, TypeError), match=f"^{name}: expected "):
+        bn(over, out=over)
+    assert np.array_equal(over, x)
+    assert state(bn) == before
+
+
+@pytest.mark.parametrize("name", ["dgamma", "dbeta"])
+def test_spoilt_gradients(name):
+    bn = fastbn.BatchNorm1d(4)
+    x, dy = data((6, 4))
+    bn(x)
+    getattr(bn, name).resize(3)
+    before, over = state(bn), dy.copy()
+    with pytest.raises(ValueError, match=rf"^{name}: expected the layer's array as it was made, of shape \(4,\)"):
+        bn.backward(over, out=over)
+    assert np.array_equal(over, dy)
+    assert state(bn) == before
+
+
+@pytest.mark.parametrize("use", [None, True, False])
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_out_over_x_in_training_and_evaluation(activation, use):
+    """In training, with any statistics, x would be lost for backward; in evaluation there need be no backward."""
+    bn = fastbn.BatchNorm1d(3, activation=activation, use_global_stats=use)
+    x, dy = data()
+    over = x.copy()
+    with pytest.raises(ValueError, match=r"^out: expected memory apart from x"):
+        bn(over, out=over)
+    assert np.array_equal(over, x)
+    bn.eval()
+    y = bn(x)
+    assert bn(over, out=over) is over
+    assert np.array_equal(over, y)
+    with pytest.raises(RuntimeError, match=r"^backward: the last forward wrote its result over x"):
+        bn.backward(dy)
+
+
 # ---- momentum and what moves
 
 

@@ -54,7 +54,7 @@ cdef inline void narrow(const float *values, stored *to, Py_ssize_t n) noexcept 
 
 
 cdef inline void widen_line(const stored *x, float *to) noexcept nogil:
-    """LANES values of a half type in some order, for what treats them all alike: narrow_line() puts them back in theirs."""
+    """LANES values of a half type in some order, for what treats all alike; narrow_line() puts them back in theirs."""
     if stored is bfloat16_t:
         widen_line_bfloat16(x, to)
     else:

@@ -94,7 +94,8 @@ cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, 
     return same
 
 
-cdef inline bint follow_on(const Steps *step, Py_ssize_t length, const stored *typed, const formula *what) noexcept nogil:
+cdef inline bint follow_on(const Steps *step, Py_ssize_t length, const stored *typed,
+                           const formula *what) noexcept nogil:
     """Whether each row begins where the one before it ends, in all arrays."""
     cdef Py_ssize_t bytes = length*<Py_ssize_t>sizeof(stored)
     cdef bint same = step.out == bytes
