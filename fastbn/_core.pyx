@@ -316,13 +316,14 @@ cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
     return plane
 
 
-cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
+cdef void view(cnp.ndarray a, int channels, const Call *call, View *v) noexcept:
     """The view that kernels take of an array with its channels on this axis."""
     cdef int axis, last = -1
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
     v.channel = cnp.PyArray_STRIDE(a, channels)
-    v.aligned = cnp.PyArray_ISALIGNED(a)
+    v.storage = call.storage if call.unrounded else AS_IS
+    v.aligned = cnp.PyArray_ISALIGNED(a) and v.storage == AS_IS
     for axis in range(cnp.PyArray_NDIM(a)):
         length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
         if axis == channels or length == 1:
@@ -382,19 +383,19 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if call.values == 0:
         return 0
     if x is not None:
-        view(x, channels, &x_view)
+        view(x, channels, call, &x_view)
         call.x = &x_view
     if dy is not None:
-        view(dy, channels, &dy_view)
+        view(dy, channels, call, &dy_view)
         call.dy = &dy_view
     if out is not None:
-        view(out, channels, &out_view)
+        view(out, channels, call, &out_view)
         call.out = &out_view
     if y is not None:
-        view(y, channels, &y_view)
+        view(y, channels, call, &y_view)
         call.y = &y_view
     if dresidual is not None:
-        view(dresidual, channels, &dresidual_view)
+        view(dresidual, channels, call, &dresidual_view)
         call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and call.values*call.channels*itemsize_of(call) >= STREAM_FROM
@@ -499,6 +500,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
     cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None, zeros
+    cdef bint alone     # dresidual: it does not come with the rest
     if y is not None and not from_y:
         of_mask = accept_like(y, "y", a)
     elif residual and activation is not None:
@@ -537,13 +539,15 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         of_mask = None
     elif activation is None:
         of_mask = d
+    call.unrounded = call.storage != AS_IS and of_mask is not None and act.slope != 1
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
+    alone = dresidual is not None and dx is None and (call.unrounded or not call.measure)
     if call.measure or need_dx:
         run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
-            dresidual)
-    elif dresidual is not None:
+            None if alone else dresidual)
+    if alone:
         fill_dresidual(call, channels, a, d, of_mask, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
@@ -554,7 +558,7 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray x, cnp.ndarray dy, 
                         cnp.ndarray dresidual) except -1:
     """Nothing else is wanted: it comes with sums that nobody needs."""
     cdef cnp.ndarray s = new_vector(call.channels), t = new_vector(call.channels)
-    call.measure = True
+    call.measure, call.unrounded = True, False
     call.sum_dy, call.sum_dy_xmu = doubles(s), doubles(t)
     return run(&call, channels, x, x, dy, None, y, dresidual)
 

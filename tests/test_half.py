@@ -110,6 +110,48 @@ def test_as_float32_and_rounded(dtype, shape, order):
         assert got.dbeta.tobytes() == expected.dbeta.tobytes()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("order", ["C", "channels innermost"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_slope_is_not_rounded(dtype, shape, order, in_place, training):
+    """Behind a residual, and from y alone, dy*slope is float32's in dx and in the sums; dresidual rounds it."""
+    x, dy, gamma, beta = make(shape, dtype, order)
+    wide_x, wide_dy = (laid_out(a.astype("f4"), order) for a in (x, dy))
+    gamma = np.where(gamma == 0, 1, gamma)
+    options = {"activation": "leaky_relu", "negative_slope": 0.3}
+    residual = None if in_place else dy
+    y, stats = fastbn.batch_norm(x, gamma, beta, residual=residual, **options)
+    options |= {"training": training, "residual": not in_place}
+    expected = fastbn.batch_norm_backward(
+        wide_dy, None if in_place else wide_x, stats, gamma, beta, y=laid_out(y.astype("f4"), order), **options
+    )
+
+    def agrees(got, *names):
+        for name in names:
+            a, b = getattr(got, name), getattr(expected, name)
+            assert same(a, b.astype(dtype)) if a.dtype == dtype else a.tobytes() == b.tobytes(), name
+
+    names = ["dx", "dgamma", "dbeta"] + ["dresidual"] * (not in_place)
+    given = (None if in_place else x), stats, gamma, beta
+    for threads in (1, 2, 3):
+        with fastbn.num_threads(threads):
+            agrees(fastbn.batch_norm_backward(dy, *given, y=y, **options), *names)
+    agrees(fastbn.batch_norm_backward(dy, *given, y=y, need_params=False, **options), "dx", *names[3:])
+    agrees(fastbn.batch_norm_backward(dy, *given, y=y, need_dx=False, **options), *names[1:])
+    over = dy.copy("K")
+    agrees(fastbn.batch_norm_backward(over, *given, y=y, out=over if in_place else (over, None), **options), *names)
+    if not in_place:
+        over = dy.copy("K")
+        agrees(fastbn.batch_norm_backward(over, *given, y=y, out=(None, over), **options), *names)
+        over = dy.copy("K")
+        apart = {"need_dx": False, "need_params": False, "out": (None, over)}
+        agrees(fastbn.batch_norm_backward(over, *given, y=y, **options | apart), "dresidual")
+    sums = fastbn.backward_sums(dy, *given, y=y, **options)
+    agrees(fastbn.backward_apply(dy, *given[:2], sums, *given[2:], y=y, **options), "dx", *names[3:])
+
+
 @pytest.mark.parametrize("order", ["C", "channels innermost"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

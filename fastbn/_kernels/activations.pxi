@@ -126,8 +126,24 @@ cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t l
         gate_lines(dy, y, g, length, &own, True)
 
 
+cdef inline void undo_line(const stored *y, stored *z, double slope, double times, Py_ssize_t count) noexcept nogil:
+    """z from the y of a leaky activation: `count` values, at most LANES."""
+    cdef double v[LANES]
+    cdef double below[LANES]
+    cdef Py_ssize_t k
+    for k in range(count):
+        v[k] = value_of(y + k)
+    for k in range(count):      # (in one loop with the next, it becomes a branch that is missed half of the time)
+        below[k] = v[k]/slope if stored is double else v[k]*times
+    for k in range(count):
+        put_value(z + k, v[k] if v[k] > 0 else below[k])
+
+
 cdef void undo_values(const stored *y, stored *z, Py_ssize_t length, const Activation *act) noexcept nogil:
-    """z from the y of a leaky activation."""
-    cdef Py_ssize_t i
-    for i in range(length):
-        put_value(z + i, value_of(y + i) if value_of(y + i) > 0 else value_of(y + i)/act.slope)
+    """Any number of them. What float32 holds is multiplied: to divide takes longer than all else."""
+    cdef double slope = act.slope, times = min(1/slope, 2.0**1000)
+    cdef Py_ssize_t i = 0
+    while i + LANES <= length:
+        undo_line(y + i, z + i, slope, times, LANES)
+        i += LANES
+    undo_line(y + i, z + i, slope, times, length - i)

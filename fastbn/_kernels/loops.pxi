@@ -112,18 +112,23 @@ cdef inline Loops choose_loops(const Call *call) noexcept nogil:
     """By the type of the values."""
     if call.dtype == FLOAT64:
         return loops_of(call, <const double *>NULL)
-    if call.storage == FLOAT16:
+    if call.storage == FLOAT16 and not call.unrounded:
         return loops_of(call, <const float16_t *>NULL)
-    if call.storage == BFLOAT16:
+    if call.storage == BFLOAT16 and not call.unrounded:
         return loops_of(call, <const bfloat16_t *>NULL)
     return loops_of(call, <const float *>NULL)
 
 
 cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
     """Whether y tells of act'(z), and dy*act'(z) has no place but a tile."""
-    return call.y != NULL and call.dresidual == NULL
+    return call.y != NULL and (call.dresidual == NULL or call.unrounded)
+
+
+cdef inline bint fills_dresidual(const Call *call) noexcept nogil:
+    """Whether dresidual is filled before loops read it as dy."""
+    return call.dresidual != NULL and not call.unrounded
 
 
 cdef inline const View *read_as_dy(const Call *call) noexcept nogil:
     """What loops read as dy: g, where that is written down."""
-    return call.dy if call.dresidual == NULL else call.dresidual
+    return call.dresidual if fills_dresidual(call) else call.dy

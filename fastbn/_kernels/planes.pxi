@@ -100,7 +100,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.rows = call.values//call.plane
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.dy = read_as_dy(call)
-    plan.gate_late = call.dresidual != NULL and not call.measure
+    plan.gate_late = fills_dresidual(call) and not call.measure
     plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
     cut_into_folds(&plan)
     plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
@@ -226,7 +226,7 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
     cdef const char *dy
     cdef const char *x_soon
     cdef const char *dy_soon
-    if call.dresidual != NULL and not channel.second:
+    if fills_dresidual(call) and not channel.second:
         gate(plan, channel.c, row*plan.plane + start, length)
     if due != NULL and not can_sweep(channel, due, length):
         for i in range(rows):
@@ -582,6 +582,8 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
     while begin < end:
         length = min(CHUNK, end - begin)
         read_values(due.plan, c, begin, length, &tiles, &x, &dy)
+        if call.unrounded and call.dresidual != NULL:
+            move(call.dresidual, c, begin, length, itemsize, <char *>tiles.dy, True)
         out = open_tile(call.out, c, begin, length, itemsize, out_tile)
         loops.apply_spans(dy, x, out, &due.plan.neighbour, 1, length, &due.numbers, k, NULL, NULL)
         close_tile(call.out, c, begin, length, itemsize, out, out_tile)

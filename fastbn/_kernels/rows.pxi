@@ -75,7 +75,7 @@ cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ss
     cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
     while length > 0:
         some = min(length, channels - start % channels)
-        copy_run(value_at(table, v, start), v.channel, some, itemsize, tile, put)
+        copy_run(v, value_at(table, v, start), v.channel, some, itemsize, tile, put)
         tile += some*itemsize
         start += some
         length -= some
@@ -189,7 +189,7 @@ cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, 
     cdef sum_rows sum = table.loops.sum_rows_again if strip.far else table.loops.sum_rows
     for i in range(count):
         start = rows[i]*table.width + strip.column
-        if call.dresidual != NULL and not table.second:
+        if fills_dresidual(call) and not table.second:
             gate_run(table, start, width)
         if table.in_place:
             x[i] = row_in_place(table, call.x, rows[i], strip.column)
@@ -365,9 +365,11 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
                 length = min(length, CHUNK)
             if table.side_by_side == 1:
                 length = min(length, call.channels - start % call.channels)
-        if call.dresidual != NULL and not call.measure:
+        if fills_dresidual(call) and not call.measure:
             gate_run(table, start, length)
         read_run(table, start, length, x_tile, dy_tile, &x, &dy)
+        if call.unrounded and call.dresidual != NULL:
+            move_values(table, call.dresidual, start, length, <char *>dy_tile, True)
         out = open_run(table, call.out, start, length, out_tile, False)
         table.loops.apply_rows(dy, x, out, length, &table.columns, start % table.width, table.stream, NULL)
         if out == <char *>out_tile:

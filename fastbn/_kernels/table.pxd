@@ -35,6 +35,7 @@ cdef struct View:
     Py_ssize_t step[MAX_AXES]
     int axes
     bint aligned        # to the size of a value, which may then be read in place
+    Storage storage     # of what becomes float32 when it is gathered; AS_IS: it stays what it is
 
 
 cdef struct Sums:
@@ -96,9 +97,11 @@ cdef struct Call:
     const View *x           # NULL: not read
     const View *dy          # forward: the residual, or NULL
     const View *out         # NULL: only measured
-    # Where act'(z) is known from: x tells (gated), or y does. In the second case g goes to
-    # dresidual, which then takes the place of dy, or if that is NULL is computed wherever it is needed.
+    # Where act'(z) is known from: x tells (gated), or y does. In the second case g goes to dresidual, which then takes
+    # the place of dy, or if that is NULL is computed wherever it is needed. So it is, too, where dresidual would round
+    # it, a slope of half types (unrounded): all are gathered as float32 then, and dresidual comes with the results.
     bint gated
+    bint unrounded
     const View *y
     const View *dresidual
     bint from_y             # x is what an in-place forward made of it: (x - mean)*mul + beta, or slope times that
