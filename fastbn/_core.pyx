@@ -487,10 +487,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     need_params, residual = accept_flag(need_params, "need_params"), accept_flag(residual, "residual")
     cdef Activation act = accept_activation(activation, negative_slope)
     cdef bint from_y = x is None and y is not None
-    if from_y:
-        _explain.check_can_undo(activation, act.slope, gamma, residual)
-        x = y
-    cdef cnp.ndarray a = accept_array(x, "y" if from_y else "x"), d, of_mask = None, dx = None, dresidual = None
+    cdef cnp.ndarray a = accept_array(y if from_y else x, "y" if from_y else "x")
+    cdef cnp.ndarray d, of_mask = None, dx = None, dresidual = None
     cdef int channels = accept_axis(axis, a)
     d = accept_like(dy, "dy", a)
     cdef Call call = describe(a, channels, accept_eps(eps))
@@ -499,6 +497,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef cnp.ndarray v = accept_variance(var, "stats.var", call.channels), v64 = in_float64(v)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    if from_y:
+        _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
     cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None, zeros
     cdef bint alone     # dresidual: it does not come with the rest
     if y is not None and not from_y:

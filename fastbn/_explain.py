@@ -172,17 +172,23 @@ def as_slope(given: Any) -> float:
     return slope
 
 
-def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, name: str = "x") -> None:
+def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, dtype: np.dtype, name: str = "x") -> None:
     """That the input can be had from the output: what backward from y alone, after an in-place forward, needs."""
+
+    def vanishes(factor: Any) -> bool:
+        """Whether it makes 0 of what it multiplies: so does a factor that is too small for the type of y."""
+        with np.errstate(all="ignore"):
+            return bool((np.asarray(factor).astype(dtype) == 0).any())
+
     why = None
     if residual:
         why = "a residual was added"
     elif activation not in (None, "leaky_relu"):
         why = f"{activation} keeps nothing of values below 0"
-    elif activation is not None and slope == 0:
-        why = "leaky_relu with negative_slope 0 keeps nothing of values below 0"
-    elif gamma is not None and not np.all(np.asarray(gamma) != 0):
-        why = "gamma is 0 in a channel"
+    elif activation is not None and vanishes(slope):
+        why = f"leaky_relu with negative_slope {slope:g} keeps nothing of values below 0"
+    elif gamma is not None and vanishes(gamma):
+        why = f"gamma is 0 in a channel, as {dtype}"
     if why is not None:
         wanted = "the input of the forward" if name == "x" else "memory apart from x"
         raise ValueError(f"{name}: expected {wanted}, since x cannot be had from y alone: {why}")

@@ -197,8 +197,10 @@ class BatchNorm:
         moves = moves and self._running_mean is not None
         momentum = self._checked_to_move() if moves else None
         in_place = out is not None and _core.same_memory(out, x)
-        if in_place and self.training:
-            _explain.check_can_undo(self.activation, self.negative_slope, self._gamma, residual is not None, "out")
+        if out is not None and in_place and self.training:
+            _explain.check_can_undo(
+                self.activation, self.negative_slope, self._gamma, residual is not None, out.dtype, "out"
+            )
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
         stats: Any
@@ -253,7 +255,7 @@ class BatchNorm:
         gamma, beta = (vectors[0], vectors[1]) if self.affine else (None, None)
         stats = BatchStats._of(stats) if from_batch else (vectors[-2], vectors[-1])
         if x is None:
-            _check_can_undo(activation, slope, gamma, residual)
+            _check_can_undo(activation, slope, gamma, residual, y.dtype)
         dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy,
             x,
@@ -461,10 +463,12 @@ def _checked_features(num_features: Any) -> int:
     return features
 
 
-def _check_can_undo(activation: str | None, slope: float, gamma: np.ndarray | None, residual: bool) -> None:
+def _check_can_undo(
+    activation: str | None, slope: float, gamma: np.ndarray | None, residual: bool, dtype: np.dtype
+) -> None:
     """In evaluation x may be overwritten whatever the options are; then only some have a backward."""
     try:
-        _explain.check_can_undo(activation, slope, gamma, residual)
+        _explain.check_can_undo(activation, slope, gamma, residual, dtype)
     except ValueError as error:
         raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 

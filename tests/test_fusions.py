@@ -777,6 +777,10 @@ REFUSED = {
     "relu": ({"activation": "relu"}, "relu keeps nothing of values below 0"),
     "relu6": ({"activation": "relu6"}, "relu6 keeps nothing of values below 0"),
     "leaky-0": ({"activation": "leaky_relu", "negative_slope": 0.0}, "leaky_relu with negative_slope 0 keeps nothing"),
+    "leaky, 0 as float32": (
+        {"activation": "leaky_relu", "negative_slope": 1e-50},
+        "negative_slope 1e-50 keeps nothing",
+    ),
     "gamma": ({}, "gamma is 0 in a channel"),
     "residual": ({}, "a residual was added"),
 }
