@@ -32,6 +32,8 @@ DIRECTIVES = {
 # Never -ffast-math or any of its parts: sums would be reordered, NaN lost. (See the promises in fastbn/__init__.py.)
 # (-fno-math-errno is none: a square root need not set errno, and may then stand in a vector.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off", "-fno-math-errno"], "msvc": ["/O2", "/fp:precise"]}
+if not DEBUG:
+    FLAGS["unix"].append("-g0")  # Python's own flags have -g: 24 MB of modules instead of one
 
 # GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy
 # a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), and calls inline

@@ -37,15 +37,16 @@ def keep(path: str | Path, to: str | Path) -> None:
 
 
 def compare(old: Mapping[str, float], new: Mapping[str, float]) -> tuple[str, list[str]]:
-    """A table of the cases in both, and the names of those that are slower now."""
+    """A table of the cases in both, and the names of those that are slower now, or have no number."""
     both = [name for name in new if name in old]
     if not both:
         raise ValueError("compare: the two runs have no case in common")
-    slower = [name for name in both if new[name] > TOLERATED * old[name]]
+    slower = [name for name in both if not new[name] <= TOLERATED * old[name]]
     lines = [f"{'time over floor':56} {'old':>7} {'new':>7} {'new/old':>8}"]
     for name in both:
         mark = "  SLOWER" if name in slower else ""
         lines.append(f"{name:56} {old[name]:7.2f} {new[name]:7.2f} {new[name] / old[name]:8.2f}{mark}")
+    lines += [f"not in the new run: {name}" for name in old if name not in new]
     return "\n".join(lines), slower
 
 
@@ -89,7 +90,7 @@ def race(revision: str, rounds: int, options: Sequence[str]) -> tuple[dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where something has become slower."""
+    """The exit status: 1 where something has become slower, 2 where there is nothing to compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN.json", help="an old and a new run")
     parser.add_argument(
@@ -102,13 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.keep and len(args.runs) == 2:
         keep(*args.runs)
         return 0
-    if args.revision:
-        old, new = race(args.revision, args.rounds, shlex.split(args.pytest))
-    elif len(args.runs) == 2:
-        old, new = map(ratios, args.runs)
-    else:
+    if not args.revision and len(args.runs) != 2:
         parser.error("expected two stored runs, or --revision REV")
-    table, slower = compare(old, new)
+    try:
+        if args.revision:
+            old, new = race(args.revision, args.rounds, shlex.split(args.pytest))
+        else:
+            old, new = map(ratios, args.runs)
+        table, slower = compare(old, new)
+    except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+        parser.error(str(error))
     print(table)
     if slower:
         print(f"{len(slower)} of {len(new)} cases are more than 10 % slower")

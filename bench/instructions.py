@@ -2,13 +2,15 @@
 
     python bench/instructions.py [OLD.json] [--store NEW.json]
 
-Counts are those of the kernels alone, and the same on every run of one build. With OLD.json, fails above 10 %.
+Needs valgrind and ml_dtypes. Counts are those of the kernels alone, and the same on every run of one build. With
+OLD.json, fails above 10 %.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,8 @@ for what, (n, c, h), order, dtype, options in json.loads(sys.argv[1]):
 
 def counted(cases: Sequence[Sequence[object]]) -> list[int]:
     """Instructions of the kernel of one call for each case. One process: to start it takes longer than all calls."""
+    if shutil.which("valgrind") is None:
+        raise RuntimeError("valgrind: expected the program on the path, found none")
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--dump-before=getppid"]
         command += [f"--toggle-collect=*{kernel}*" for kernel in ("run_planes", "run_rows")]
@@ -68,7 +72,8 @@ def counted(cases: Sequence[Sequence[object]]) -> list[int]:
             int(count) for path in dumps for count in re.findall(r"^totals: (\d+)", path.read_text(), re.MULTILINE)
         ]
     if ran.returncode or len(found) != len(cases) or 0 in found:
-        raise RuntimeError(f"valgrind told the counts {found} of {len(cases)} cases: {ran.stderr[-500:]}")
+        said = [line for line in ran.stderr.splitlines() if not line.startswith("==")]  # the others are valgrind's
+        raise RuntimeError(f"valgrind told the counts {found} of {len(cases)} cases: {' '.join(said)[-500:]}")
     return found
 
 

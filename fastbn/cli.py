@@ -58,7 +58,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--out", default="fastbn-bench", metavar="DIR", help="for pictures and report (%(default)s)")
     parser.add_argument("--batch", type=count, metavar="N", help="samples of a shape (32; with --quick 8)")
     parser.add_argument("--rounds", type=count, metavar="N", help="of each case (9; with --quick 3)")
-    parser.add_argument("--threads", type=count, metavar="N", help="the most threads to scale to (all)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="the most threads to scale to (all)")
     parser.set_defaults(run=bench)
 
 
@@ -75,6 +75,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
+    return value
+
+
+def threads(text: str) -> int:
+    """A number of threads from the command line."""
+    value = count(text)
+    if value > 1024:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1024 threads, got {text}")
     return value
 
 

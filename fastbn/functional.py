@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -428,3 +428,20 @@ def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> li
     if len(channels) > 1:
         raise ValueError(f"batches: expected the same number of channels in each, got {sorted(channels)}")
     return parts
+
+
+def result_like(
+    out: np.ndarray | None, x: np.ndarray, inputs: Mapping[str, np.ndarray], apart: Mapping[str, np.ndarray | None]
+) -> np.ndarray:
+    """A new array like x, or `out` where it can take one: one of the inputs itself, but apart from all else.
+
+    For what optional parts compute by themselves.
+    """
+    if out is None:
+        return np.empty_like(x)
+    _explain.check_out(out, x)
+    for name, other in {**apart, **inputs}.items():
+        itself = name in inputs
+        if other is not None and np.may_share_memory(out, other) and not (itself and _core.same_memory(out, other)):
+            _explain.check_overlap(out, name, other, itself)
+    return out

@@ -204,7 +204,11 @@ class BatchNorm:
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
         stats: Any
-        if from_batch:
+        if from_batch and not self.training and np.size(x) == 0:
+            stats = _core.batch_stats(x, axis)
+            y = _core.normalize(x, stats[1], stats[2], gamma, beta, eps, axis, activation, slope, residual, out)
+            vectors = _core.copies(gamma, beta, None, None)
+        elif from_batch:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
             if moves:
                 count, mean, var = stats
@@ -436,19 +440,40 @@ class BatchNorm:
 
 
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` for (N, C) and (N, C, L)."""
+    """`BatchNorm` for (N, C) and (N, C, L).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.BatchNorm1d(3)(np.arange(12.0).reshape(4, 3)).std(axis=0).round(3)
+    array([1., 1., 1.])
+    """
 
     ranks = (2, 3)
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` for (N, C, H, W)."""
+    """`BatchNorm` for (N, C, H, W).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.BatchNorm2d(3, activation="relu")(np.ones((2, 3, 4, 4), np.float32)).shape
+    (2, 3, 4, 4)
+    """
 
     ranks = (4,)
 
 
 class BatchNorm3d(BatchNorm):
-    """`BatchNorm` for (N, C, D, H, W)."""
+    """`BatchNorm` for (N, C, D, H, W).
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> fastbn.BatchNorm3d(2).eval()(np.ones((1, 2, 1, 1, 2))).round(3).ravel()
+    array([1., 1., 1., 1.])
+    """
 
     ranks = (5,)
 

@@ -191,7 +191,21 @@ class GradientSums(_Vectors, _GradientSums):  # type: ignore[misc]
 
 
 class Gradients(NamedTuple):
-    """What a backward gives; None where it was not asked for."""
+    """What a backward gives; None where it was not asked for.
+
+    Attributes
+    ----------
+    dx, dresidual : ndarray or None, shape and dtype of x
+    dgamma, dbeta : ndarray or None, shape (C,)
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [3.0]])
+    >>> gradients = fastbn.batch_norm_backward(x, x, fastbn.batch_stats(x), need_dx=False)
+    >>> gradients.dx is None, gradients.dbeta
+    (True, array([4.]))
+    """
 
     dx: np.ndarray | None
     dgamma: np.ndarray | None

@@ -83,6 +83,19 @@ def test_comparison_tolerates_ten_percent_and_no_more(tmp_path, capsys):
         compare.compare({"a": 1.0}, {"b": 1.0})
 
 
+def test_comparison_trusts_no_missing_ratio(tmp_path, capsys):
+    """NaN is no pass, a case that is gone is told, and what cannot be compared ends with another status than slower."""
+    table, slower = compare.compare({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": float("nan")})
+    assert slower == ["b"]
+    assert "not in the new run: c" in table
+    (tmp_path / "empty").write_text('{"benchmarks": []}')
+    for arguments in (["nowhere.json", "nowhere.json"], [str(tmp_path / "empty")] * 2, ["--revision", "no-such-one"]):
+        with pytest.raises(SystemExit) as stopped:
+            compare.main(arguments)
+        assert stopped.value.code == 2
+    assert "no case in common" in capsys.readouterr().err
+
+
 def test_a_kept_run_compares_and_names_no_host(tmp_path):
     run = {
         "machine_info": {"node": "some-host"},
@@ -538,8 +551,10 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
     assert "fastbn bench: cannot write to the folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--batch", "--rounds", "--threads"])
-@pytest.mark.parametrize("value", ["0", "x"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [*((option, value) for option in ("--batch", "--rounds", "--threads") for value in "0x"), ("--threads", "1025")],
+)
 def test_bad_counts(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["bench", option, value])

@@ -648,3 +648,54 @@ def test_a_factor_for_each_value_takes_no_memory_but_the_results():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.1 * (y.nbytes + dx.nbytes + 2 * ds.nbytes)
+
+
+# ---- out= of what runs along any axes
+
+AXES = {"channels": (1, 1), "two axes": (1, 2), "first axis": (0, 1), "everything": (0, -1), "last axis": (2, 1)}
+
+
+@pytest.mark.parametrize("layer", [caffe.Scale, caffe.Bias])
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_out_is_an_input_itself_or_apart(axes, layer):
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(3, 3, 4))
+    x, dy, expected = whole[:2], rng.normal(size=(2, 3, 4)), whole[:2].copy()
+    made = layer(*axes, {"type": "constant", "value": 2})
+    y = made(x)
+    into_itself = np.lib.stride_tricks.as_strided(np.zeros(24), (2, 3, 4), (0, 32, 8))
+    for function, argument in [(made, x), (made.backward, dy)]:
+        with pytest.raises(ValueError, match=r"^out: expected each value in a place of its own"):
+            function(argument, out=into_itself)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it"):
+        made(x, out=whole[1:])
+    assert np.array_equal(whole[:2], expected)
+    apart = np.empty((4, 3, 2)).T
+    assert made(x, out=apart) is apart
+    assert np.array_equal(apart, y)
+    assert np.array_equal(made(x, out=x), y)
+
+
+@pytest.mark.parametrize("layer", [caffe.Scale, caffe.Bias])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_out_is_apart_from_the_second_bottom(axis, layer):
+    """It would be read after it was written; and backward needs the factor."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    memory = np.ones(24)
+    second = {0: memory.reshape(2, 3, 4), 1: memory[:3], 2: memory[:4]}[axis]
+    before = memory.copy()
+    with pytest.raises(ValueError, match=r"^out: expected memory apart from (factor|bias|gamma|beta)"):
+        layer(axis, 1 if axis else -1)(x, second, out=memory.reshape(2, 3, 4))
+    assert np.array_equal(memory, before)
+
+
+@pytest.mark.parametrize("axes", [(1, 1), (1, 2)])
+def test_a_block_whose_backward_fails_stays_as_it_was(axes):
+    block = caffe.Block("b", caffe.BatchNorm(3), caffe.Scale(*axes, bias_term=True))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    block(x)
+    block.backward(x)
+    before = [blob.diff.copy() for blob in block.scale.blobs]
+    with pytest.raises(ValueError, match=r"^out: expected the shape of"):
+        block.backward(x, out=np.zeros((4, 3, 4), np.float32))
+    assert all(np.array_equal(blob.diff, diff) for blob, diff in zip(block.scale.blobs, before, strict=True))

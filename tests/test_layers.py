@@ -257,6 +257,21 @@ def test_out_over_x_in_training_and_evaluation(activation, use):
         bn.backward(dy)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0)])
+@pytest.mark.parametrize("options", [{}, {"track_running_stats": False}, {"use_global_stats": False}])
+def test_nothing_in_nothing_out(options, shape):
+    """In evaluation, whatever the statistics; a layer in training has no batch to normalise."""
+    bn = fastbn.BatchNorm(3, **options).eval()
+    x = np.empty(shape, np.float32)
+    bn.dgamma, bn.dbeta = 1, 1
+    assert bn(x).shape == shape
+    assert bn.backward(x).shape == shape
+    assert not bn.dgamma.any()
+    assert not bn.dbeta.any()
+    with pytest.raises(ValueError, match=r"^x: expected (at least|more than) one value per channel"):
+        bn.train()(x)
+
+
 # ---- momentum and what moves
 
 

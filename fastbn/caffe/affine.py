@@ -7,12 +7,13 @@ variance 1. The usual case, a factor per channel, needs no other view of x, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastbn
+from fastbn.functional import result_like
 
 
 class Run(NamedTuple):
@@ -69,24 +70,13 @@ def like(name: str, given: object, shape: tuple[int, ...], dtype: np.dtype) -> n
     return array
 
 
-def result(out: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-    """A new array like x, or `out` where it can take one."""
-    if out is None:
-        return np.empty_like(x)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected an array, got {type(out).__name__}")
-    like("out", out, x.shape, x.dtype)
-    if not out.flags.writeable:
-        raise ValueError("out: expected a writeable array, got a read-only one")
-    return out
-
-
 def apply(
     x: np.ndarray, run: Run, factor: np.ndarray | None, bias: np.ndarray | None, out: np.ndarray | None
 ) -> np.ndarray:
     """x*factor + bias."""
+    apart = {"factor": factor, "bias": bias}
     if run.is_everything:
-        y = result(out, x)
+        y = result_like(out, x, {"x": x}, apart)
         with np.errstate(all="ignore"):
             np.multiply(x, 1 if factor is None else factor.reshape(x.shape), out=y, casting="same_kind")
             return y if bias is None else np.add(y, bias.reshape(x.shape), out=y, casting="same_kind")
@@ -95,7 +85,7 @@ def apply(
     def compute(to: np.ndarray | None) -> np.ndarray:
         return fastbn.normalize(run.view(x), *run.constants(), *vectors, eps=0.0, out=to)
 
-    return _into(compute, run, x, out)
+    return _into(compute, run, x, out, {"x": x}, apart)
 
 
 def gradients(
@@ -103,6 +93,7 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run."""
     if run.is_everything:
+        result_like(out, x, {"dy": dy, "x": x}, {"factor": factor})
         with np.errstate(all="ignore"):
             dfactor, dbias = (dy * x).reshape(run.inside), dy.reshape(run.inside).copy()
         return apply(dy, run, factor, None, out), dfactor, dbias
@@ -117,7 +108,7 @@ def gradients(
         assert found.dx is not None
         return found.dx
 
-    dx = _into(compute, run, x, out)
+    dx = _into(compute, run, x, out, {"dy": dy, "x": x}, {"factor": factor})
     return dx, rest[0].reshape(run.inside), rest[1].reshape(run.inside)
 
 
@@ -129,13 +120,20 @@ def sums(dy: np.ndarray, run: Run) -> np.ndarray:
     return fastbn.backward_sums(view, view, run.constants(), eps=0.0, training=False).sum_dy.reshape(run.inside)
 
 
-def _into(compute: Callable[[Any], np.ndarray], run: Run, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+def _into(
+    compute: Callable[[Any], np.ndarray],
+    run: Run,
+    x: np.ndarray,
+    out: np.ndarray | None,
+    inputs: Mapping[str, np.ndarray],
+    apart: Mapping[str, np.ndarray | None],
+) -> np.ndarray:
     """The result in the shape of x, in `out` where that is given."""
     if run.is_channels:
         return compute(out)
     if out is None:
         return compute(None).reshape(x.shape)
-    result(out, x)
+    result_like(out, x, inputs, apart)
     if out.flags.c_contiguous:
         compute(run.view(out))
     else:

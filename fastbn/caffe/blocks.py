@@ -95,7 +95,10 @@ class Block:
         (saved,) = self._saved
         if saved is None:
             assert self.scale is not None
-            return self.batch_norm.backward(self.scale.backward(dy), out)
+            dy, *of_scale = self.scale.gradients(dy)
+            dx = self.batch_norm.backward(dy, out)
+            self.scale.add_gradients(*of_scale)
+            return dx
         found = gradients_of(saved, dy, out, need_params=self.scale is not None)
         if self.scale is not None:
             self.scale.add_gradients(found.dgamma, found.dbeta)

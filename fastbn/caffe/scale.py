@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.caffe.affine import Run, apply, floats, gradients, like, result, sums
+from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
 from fastbn.caffe.blobs import Blob, Filler
 from fastbn.caffe.checks import before_forward, checked_dtype
+from fastbn.functional import result_like
 
 FillerLike = Filler | Mapping[str, Any] | None
 
@@ -198,11 +199,15 @@ class Scale(_Broadcast):
         dx : ndarray, shape and dtype of x
             With two bottoms: (dx, gradient of the second bottom).
         """
-        x, run, factor, two_bottoms = self._last()
-        dy = like("dy", dy, x.shape, x.dtype)
-        dx, dscale, dbias = gradients(dy, x, run, factor, out)
+        two_bottoms = self._last()[-1]
+        dx, dscale, dbias = self.gradients(dy, out)
         self.add_gradients(None if two_bottoms else dscale, dbias)
         return (dx, dscale) if two_bottoms else dx
+
+    def gradients(self, dy: ArrayLike, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those of x, scale and bias; the blobs stay as they are."""
+        x, run, factor, _ = self._last()
+        return gradients(like("dy", dy, x.shape, x.dtype), x, run, factor, out)
 
     def add_gradients(self, dscale: np.ndarray | None, dbias: np.ndarray | None) -> None:
         """Add to the diffs of the blobs."""
@@ -297,7 +302,7 @@ class Bias(_Broadcast):
         run, dtype, second = self._last()
         dy = like("dy", dy, run.shape, dtype)
         dbias = sums(dy, run)
-        dx = result(out, dy)
+        dx = result_like(out, dy, {"dy": dy}, {})
         dx[...] = dy
         if second is not None:
             return dx, dbias.astype(second.dtype)
