@@ -169,18 +169,25 @@ cdef void gate(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t l
         length -= some
 
 
+cdef inline void gate_part(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t start,
+                           Py_ssize_t length) noexcept nogil:
+    """The same for a part of a row, or from its start on for as many rows as stand one behind the other."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t skip = start*plan.loops.itemsize
+    if plan.gate_in_place:
+        plan.loops.gate_span(row_start(call.dy, c, row) + skip, row_start(call.y, c, row) + skip,
+                             row_start(call.dresidual, c, row) + skip, length, &call.act)
+    else:
+        gate(plan, c, row*plan.plane + start, length)
+
+
 cdef void gate_rows(const Plan *plan, Py_ssize_t c, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     """The same for some rows of `count` channels."""
-    cdef const Call *call = plan.call
     cdef Py_ssize_t i, k, at_once = count if plan.gate_together else 1
     for i in range(row, row + rows):
         k = c
         while k < c + count:
-            if plan.gate_in_place:
-                plan.loops.gate_span(row_start(call.dy, k, i), row_start(call.y, k, i), row_start(call.dresidual, k, i),
-                                     at_once*plan.plane, &call.act)
-            else:
-                gate(plan, k, i*plan.plane, plan.plane)
+            gate_part(plan, k, i, 0, at_once*plan.plane)
             k += at_once
 
 
@@ -227,7 +234,7 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
     cdef const char *x_soon
     cdef const char *dy_soon
     if fills_dresidual(call) and not channel.second:
-        gate(plan, channel.c, row*plan.plane + start, length)
+        gate_part(plan, channel.c, row, start, length)
     if due != NULL and not can_sweep(channel, due, length):
         for i in range(rows):
             at = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
