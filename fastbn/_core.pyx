@@ -657,14 +657,15 @@ cpdef int check_target(str name, cnp.ndarray a, Py_ssize_t channels) except -1:
     return 0
 
 
-def check_running(tuple to, Py_ssize_t channels):
-    """That (running_mean, running_var, tracked) can be moved."""
+cpdef bint check_running(tuple to, Py_ssize_t channels, object momentum) except -1:
+    """That (running_mean, running_var, tracked) can be moved; whether momentum is None or a float from 0 to 1."""
     cdef cnp.ndarray tracked = to[2]
     check_target("running_mean", to[0], channels)
     check_target("running_var", to[1], channels)
     check_writeable("num_batches_tracked", tracked)
     if cnp.PyArray_TYPE(tracked) != cnp.NPY_INT64 or cnp.PyArray_SIZE(tracked) != 1:
         _explain.wrong_target("num_batches_tracked", tracked, None)
+    return momentum is None or (type(momentum) is float and 0 <= <double>momentum <= 1)
 
 
 def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction, object weight, object batches,
@@ -680,7 +681,7 @@ def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction,
     cdef bint write
     cdef fp_mode before
     cdef cnp.ndarray running_mean = to[0], running_var = to[1], tracked = to[2]
-    check_running(to, cnp.PyArray_DIM(mean, 0))
+    check_running(to, cnp.PyArray_DIM(mean, 0), weight)
     cdef cnp.int64_t *number_of = <cnp.int64_t *>cnp.PyArray_DATA(tracked)
     cdef cnp.int64_t new_batches = number_of[0] + 1 if batches is None else batches
     new_weight = 1.0/new_batches if weight is None else weight

@@ -194,8 +194,11 @@ class BatchNorm:
         moves = from_batch and self.training
         if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
             x = self._checked_input(x, from_batch)
-        moves = moves and self._running_mean is not None
-        momentum = self._checked_to_move() if moves else None
+        momentum = self.momentum
+        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
+        moves = moves and to[0] is not None
+        if moves and not _core.check_running(to, self.num_features, momentum):
+            momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
         if out is not None and in_place and self.training:
             _explain.check_can_undo(
@@ -212,7 +215,7 @@ class BatchNorm:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
             if moves:
                 count, mean, var = stats
-                self._move_running_stats(mean, var, count / (count - 1), momentum, None)
+                self._move_running_stats(to, mean, var, count / (count - 1), momentum, None)
             vectors = _core.copies(gamma, beta, None, None)
         else:
             mean, var = self._running_mean, self._running_var
@@ -309,23 +312,13 @@ class BatchNorm:
 
     # ---- running statistics
 
-    def _checked_to_move(self) -> float | None:
-        """momentum, once the running statistics are known to take what comes: before x may be overwritten."""
-        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
-        _core.check_running(to, self.num_features)
-        momentum = self.momentum
-        if momentum is None or (type(momentum) is float and 0 <= momentum <= 1):
-            return momentum
-        return _checked_momentum(momentum)
-
     def _move_running_stats(
-        self, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None, batches: int | None
+        self, to: Any, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None, batches: int | None
     ) -> None:
         """Move the running statistics, as `_core.move_running` says.
 
         First warn of channels where they would not be finite: those stay.
         """
-        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
         odd = _core.move_running(to, mean, var, correction, weight, batches, False)
         if odd is not None:
             channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
@@ -369,7 +362,8 @@ class BatchNorm:
         if stats[0].mean.size != self.num_features:
             raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
-        self._move_running_stats(population.mean, population.unbiased_var, 1.0, 1.0, len(stats))
+        to = self._running_mean, self._running_var, self._num_batches_tracked
+        self._move_running_stats(to, population.mean, population.unbiased_var, 1.0, 1.0, len(stats))
 
     # ---- modes, parameters, state
 
