@@ -378,7 +378,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     cdef cnp.ndarray a
     for a in (order_of, x, dy, out, y, dresidual):
         if a is not None and not is_as_described(a, order_of, channels, call):
-            raise RuntimeError("fastbn: an array has changed its shape or dtype while others were converted")
+            _explain.has_changed()
     order = memory_order(order_of, channels)
     if call.values == 0:
         return 0

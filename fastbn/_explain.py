@@ -270,6 +270,11 @@ def wrong_target(name: str, given: np.ndarray, channels: int | None) -> NoReturn
     raise ValueError(f"{name}: expected the layer's array as it was made, of shape {wanted}, got {got}")
 
 
+def has_changed() -> NoReturn:
+    """Say that an array is not what was checked any more."""
+    raise RuntimeError("fastbn: an array has changed its shape or dtype while others were converted")
+
+
 def read_only(name: str) -> NoReturn:
     """Say that an array cannot be written to."""
     raise ValueError(f"{name}: expected a writeable array, got a read-only one")

@@ -81,9 +81,11 @@ def count(text: str) -> int:
 def threads(text: str) -> int:
     """A number of threads from the command line."""
     value = count(text)
-    if value > 1024:
-        raise argparse.ArgumentTypeError(f"expected 1 to 1024 threads, got {text}")
-    return value
+    try:
+        with fastbn.num_threads(value):
+            return value
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_caffe(commands: Any) -> None:

@@ -395,7 +395,7 @@ def test_upstream_scale_backward_in_place(case, bottoms, rng):
     np.testing.assert_allclose(ds2, ds, rtol=0, atol=1e-5)
 
 
-def scale_gradient(scale, x, second=None):
+def check_scale_gradient(scale, x, second=None):
     """All gradients of a Scale: bottoms and blobs."""
     scale(x, second)
     blobs = [blob.data for blob in scale.blobs]
@@ -412,17 +412,17 @@ def scale_gradient(scale, x, second=None):
 @pytest.mark.parametrize("case", TWO_BOTTOMS)
 def test_upstream_scale_gradient(case, bottoms):
     name, axis, _ = TWO_BOTTOMS[case]
-    scale_gradient(caffe.Scale(axis=axis), bottoms["x"], bottoms[name])
+    check_scale_gradient(caffe.Scale(axis=axis), bottoms["x"], bottoms[name])
 
 
 def test_upstream_scale_and_bias_gradient(bottoms):
     scale = caffe.Scale(bias_term=True, bias_filler=GAUSSIAN, dtype=bottoms["x"].dtype)
-    scale_gradient(scale, bottoms["x"], bottoms["scalar"])
+    check_scale_gradient(scale, bottoms["x"], bottoms["scalar"])
 
 
 @pytest.mark.parametrize("case", ["EltwiseWithParam", "BroadcastMiddleWithParam"])
 def test_upstream_scale_gradient_with_param(case, bottoms):
-    scale_gradient(caffe.Scale(**WITH_PARAM[case][0], dtype=bottoms["x"].dtype), bottoms["x"])
+    check_scale_gradient(caffe.Scale(**WITH_PARAM[case][0], dtype=bottoms["x"].dtype), bottoms["x"])
 
 
 # ---- Scale and Bias: axes

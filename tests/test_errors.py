@@ -834,7 +834,9 @@ def test_every_error_text_is_in_the_tables():
         for module in (_explain, functional, layers, statistics)
         for name, text in raise_texts(module).items()
     }
-    elsewhere = {"backward: the last forward wrote", "the layer's array as it was made"}  # in tests of their own
+    elsewhere = {  # in tests of their own
+        "backward: the last forward wrote", "the layer's array as it was made", "fastbn: an array has changed",
+    }  # fmt: skip
     texts = {n: t for n, t in texts.items() if not any(re.escape(e) in t for e in elsewhere)}
     assert len(texts) > 40
     assert [name for name, text in texts.items() if not re.search(f"^{text}$", said, re.MULTILINE)] == []

@@ -113,7 +113,7 @@ def test_as_float32_and_rounded(dtype, shape, order):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("order", ["C", "channels innermost"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (20, 1, 60, 61)], ids=[*SHAPES, "a channel for all threads"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_slope_is_not_rounded(dtype, shape, order, in_place, training):
     """Behind a residual, and from y alone, dy*slope is float32's in dx and in the sums; dresidual rounds it."""

@@ -40,7 +40,7 @@ cdef struct Plan:
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     Steps due_sample            # to the row that gets its results next
     bint stream                 # write past the cache
-    const View *dy              # what loops read as dy: dresidual, where there is one
+    const View *dy              # what loops read as dy: dresidual, where that is filled first
     bint gate_late              # dresidual is filled with the results, since no sums are taken
     bint gate_in_place          # its rows, and those that it comes from, are in place
     bint gate_together          # and so are those of all channels of a sample, one after the other

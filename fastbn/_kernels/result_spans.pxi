@@ -94,8 +94,8 @@ cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, 
     return same
 
 
-cdef inline bint follow_on(const Steps *step, Py_ssize_t length, const stored *typed,
-                           const formula *what) noexcept nogil:
+cdef inline bint are_joined(const Steps *step, Py_ssize_t length, const stored *typed,
+                            const formula *what) noexcept nogil:
     """Whether each row begins where the one before it ends, in all arrays."""
     cdef Py_ssize_t bytes = length*<Py_ssize_t>sizeof(stored)
     cdef bint same = step.out == bytes
@@ -107,7 +107,7 @@ cdef inline bint follow_on(const Steps *step, Py_ssize_t length, const stored *t
 
 
 cdef inline bint stands_before(Py_ssize_t k, Py_ssize_t count, const stored *typed) noexcept nogil:
-    """k < count, in numbers as wide as the values: then vectors of both fit."""
+    """k < count, in numbers that are no wider than the values, or than 32 bits: vectors of both then fit better."""
     if stored is double:
         return k < count
     return <int>k < <int>count
@@ -132,11 +132,11 @@ cdef inline Py_ssize_t share_line(const stored *dy, const stored *x, stored *out
 cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *out, const Coefficients *f,
                                     const formula *what, Carry *carry) noexcept nogil:
     """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
-    cdef Coefficients own
+    cdef Coefficients owed, own
     cdef Py_ssize_t missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
     if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
-        own = coefficients_of(carry.f, carry.k)
-        return share_line(dy, x, out, &own, f, what)
+        owed = coefficients_of(carry.f, carry.k)
+        return share_line(dy, x, out, &owed, f, what)
     if carry.owed > 0:
         put_owed(carry, x, what)
     if missing == 0:
@@ -244,7 +244,7 @@ cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const
     cdef lanes_t s, t, center
     cdef stored line[LANES]
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
-    cdef bint joined = follow_on(step, length, x, what)
+    cdef bint joined = are_joined(step, length, x, what)
     cdef int part
     cdef const stored *x_ahead
     cdef const stored *dy_ahead

@@ -26,7 +26,7 @@ cdef struct Table:
     Py_ssize_t rows             # the last one may be shorter
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
     Py_ssize_t tile_width
-    const View *dy              # what loops read as dy: dresidual, where there is one
+    const View *dy              # what loops read as dy: dresidual, where that is filled first
     bint in_place               # no value must be gathered, or gated on the way
     bint flat                   # and there are no gaps between rows
     bint stream
@@ -75,7 +75,7 @@ cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ss
     cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
     while length > 0:
         some = min(length, channels - start % channels)
-        copy_run(v, value_at(table, v, start), v.channel, some, itemsize, tile, put)
+        copy_run(value_at(table, v, start), v.channel, some, v.storage, itemsize, tile, put)
         tile += some*itemsize
         start += some
         length -= some

@@ -43,42 +43,11 @@ cdef inline void copy_value(char *to, const char *source, Py_ssize_t itemsize) n
         memcpy(to, source, 2)
 
 
-cdef inline void convert(char *where, Py_ssize_t run, Storage storage, float *tile, bint put) noexcept nogil:
-    """Between aligned half types and float32."""
-    if storage == FLOAT16 and put:
-        narrow_float16s(tile, <float16_t *>where, run)
-    elif storage == FLOAT16:
-        widen_float16s(<const float16_t *>where, tile, run)
-    elif put:
-        narrow_bfloat16s(tile, <bfloat16_t *>where, run)
-    else:
-        widen_bfloat16s(<const bfloat16_t *>where, tile, run)
-
-
-cdef void convert_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storage, float *tile,
+cdef void copy_values(char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t itemsize, char *tile,
                       bint put) noexcept nogil:
-    """copy_run() between a half type and float32."""
-    cdef uint16_t value
-    cdef Py_ssize_t k
-    if step == sizeof(value) and <uintptr_t>where % sizeof(value) == 0:
-        convert(where, run, storage, tile, put)
-        return
-    for k in range(run):
-        if put:
-            convert(<char *>&value, 1, storage, tile + k, True)
-            memcpy(where + k*step, &value, sizeof(value))
-        else:
-            memcpy(&value, where + k*step, sizeof(value))
-            convert(<char *>&value, 1, storage, tile + k, False)
-
-
-cdef void copy_run(const View *v, char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t itemsize, char *tile,
-                   bint put) noexcept nogil:
     """Copy a run of values with one step. By memcpy: nothing says that they are aligned."""
     cdef Py_ssize_t k
-    if v.storage != AS_IS:
-        convert_run(where, step, run, v.storage, <float *>tile, put)
-    elif step == itemsize:
+    if step == itemsize:
         if put:
             memcpy(where, tile, run*itemsize)
         else:
@@ -91,6 +60,26 @@ cdef void copy_run(const View *v, char *where, Py_ssize_t step, Py_ssize_t run, 
             copy_value(tile + k*itemsize, where + k*step, itemsize)
 
 
+cdef void copy_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storage, Py_ssize_t itemsize, char *tile,
+                   bint put) noexcept nogil:
+    """The same; where they are stored in a half type, at most CHUNK of them, that are float32 in the tile."""
+    cdef uint16_t halves[CHUNK]
+    if storage == AS_IS:
+        copy_values(where, step, run, itemsize, tile, put)
+    elif put:
+        if storage == FLOAT16:
+            narrow_float16s(<const float *>tile, <float16_t *>halves, run)
+        else:
+            narrow_bfloat16s(<const float *>tile, <bfloat16_t *>halves, run)
+        copy_values(where, step, run, sizeof(uint16_t), <char *>halves, True)
+    else:
+        copy_values(where, step, run, sizeof(uint16_t), <char *>halves, False)
+        if storage == FLOAT16:
+            widen_float16s(<const float16_t *>halves, <float *>tile, run)
+        else:
+            widen_bfloat16s(<const bfloat16_t *>halves, <float *>tile, run)
+
+
 cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                char *tile, bint put) noexcept nogil:
     """Copy values from the array into a tile, or (put) from the tile into the array."""
@@ -98,7 +87,7 @@ cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t leng
     cdef Py_ssize_t row = position//run, start = position % run, some
     while length > 0:
         some = min(length, run - start)
-        copy_run(v, row_start(v, c, row) + start*step, step, some, itemsize, tile, put)
+        copy_run(row_start(v, c, row) + start*step, step, some, v.storage, itemsize, tile, put)
         tile += some*itemsize
         length -= some
         row += 1
