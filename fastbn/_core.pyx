@@ -343,12 +343,25 @@ cdef void view(cnp.ndarray a, int channels, const Call *call, View *v) noexcept:
 
 # ---- running a kernel
 
+cdef inline void compute_in_its_type(Call *call, cnp.ndarray x) noexcept:
+    """In that of x; half types in float32."""
+    call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    call.storage = storage_of(x)
+    call.unrounded = False
+
+
+cdef inline void compute_unrounded(Call *call) noexcept:
+    """In float64, without a place for what another type would round."""
+    call.dtype = FLOAT64
+    call.storage = SINGLE if call.storage == AS_IS else call.storage
+    call.unrounded = True
+
+
 cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
     """A call on x, with its channels on this axis and everything optional absent."""
     cdef Call call
     memset(&call, 0, sizeof(Call))
-    call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
-    call.storage = storage_of(x)
+    compute_in_its_type(&call, x)
     call.channels = cnp.PyArray_DIM(x, channels)
     call.values = cnp.PyArray_SIZE(x)//call.channels
     call.plane = values_in_a_row(x, channels)
@@ -358,7 +371,7 @@ cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
 
 cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
     if call.storage != AS_IS:
-        return 2
+        return 4 if call.storage == SINGLE else 2
     return 8 if call.dtype == FLOAT64 else 4
 
 
@@ -539,10 +552,11 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         of_mask = None
     elif activation is None:
         of_mask = d
-    call.unrounded = call.storage != AS_IS and of_mask is not None and act.slope != 1
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
+    if call.dtype != FLOAT64 and of_mask is not None and act.slope != 1:
+        compute_unrounded(&call)
     alone = dresidual is not None and dx is None and (call.unrounded or not call.measure)
     if call.measure or need_dx:
         run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
@@ -558,7 +572,8 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray x, cnp.ndarray dy, 
                         cnp.ndarray dresidual) except -1:
     """Nothing else is wanted: it comes with sums that nobody needs."""
     cdef cnp.ndarray s = new_vector(call.channels), t = new_vector(call.channels)
-    call.measure, call.unrounded = True, False
+    compute_in_its_type(&call, x)
+    call.measure = True
     call.sum_dy, call.sum_dy_xmu = doubles(s), doubles(t)
     return run(&call, channels, x, x, dy, None, y, dresidual)
 

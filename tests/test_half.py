@@ -266,3 +266,5 @@ def test_a_nan_of_any_bits_stays_nan(dtype, shape):
         assert np.isnan(fastbn.normalize(x, mean, ones, scale, shift, out=out).astype("f4")).all()
     assert np.isnan(fastbn.batch_norm(x, gamma, zeros, out=out)[0].astype("f4")).all()
     assert np.isnan(fastbn.batch_norm_backward(x, x, (zeros, ones), gamma, training=False).dx.astype("f4")).all()
+    behind_a_slope = {"activation": "leaky_relu", "training": False, "residual": True, "y": x}
+    assert np.isnan(fastbn.batch_norm_backward(x, x, (zeros, ones), gamma, **behind_a_slope).dx.astype("f4")).all()

@@ -53,23 +53,33 @@ cdef inline void gate_line(const real *dy, const real *x, real *g, held above, h
 
 # ---- gradients behind an activation, for their sums
 
-cdef inline lanes_t gated_lanes(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column,
-                                bint slope) noexcept nogil:
+cdef inline lanes_t leaky_lanes(const stored *dy, lanes_t x, const numbers *f, Py_ssize_t column) noexcept nogil:
+    """In float64: where gradients cancel, rounding them to float32 would be what is left of their sum."""
+    cdef lanes_t low, high
+    if numbers is Coefficients:
+        low, high = lanes_all(f.gate.low), lanes_all(f.gate.high)
+    else:
+        low, high = lanes_load(f.gate.low64 + column), lanes_load(f.gate.high64 + column)
+    return lanes_leak(read_lanes(dy), x, low, high, f.act.slope)
+
+
+cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, const numbers *f,
+                                  Py_ssize_t column) noexcept nogil:
     cdef double g64[LANES]
     cdef float g32[LANES]
     cdef float x32[LANES]
     cdef float dy32[LANES]
     if stored is double:
-        gate_line(dy, x, <double *>g64, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope, LANES)
+        gate_line(dy, x, <double *>g64, 1.0, 1.0, f.gate.low, f.gate.high, column, False, LANES)
         return lanes_load(g64)
     elif stored is float:
-        gate_line(dy, x, <float *>g32, 1.0, f.act.slope, f.gate.low, f.gate.high, column, slope, LANES)
+        gate_line(dy, x, <float *>g32, 1.0, 1.0, f.gate.low, f.gate.high, column, False, LANES)
         return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
-        gate_line(<const float *>dy32, <const float *>x32, <float *>g32, 1.0, f.act.slope, f.gate.low, f.gate.high,
-                  column, slope, LANES)
+        gate_line(<const float *>dy32, <const float *>x32, <float *>g32, 1.0, 1.0, f.gate.low, f.gate.high, column,
+                  False, LANES)
         return lanes_widen(g32)
 
 
@@ -81,15 +91,14 @@ cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const
     cdef float dy32[LANES]
     cdef float y32[LANES]
     cdef float g32[LANES]
-    cdef double low = act.lower, high = act.upper
     if slope:       # where y > 0
-        low, high = 2.0**-1074 if stored is double else 2.0**-149, INFINITY
-    if stored is float or stored is double:
-        gate_line(dy, y, g, 1.0, act.slope, low, high, 0, slope, LANES)
+        write_lanes(g, lanes_leak(read_lanes(dy), read_lanes(y), lanes_all(2.0**-1074), lanes_all(INFINITY), act.slope))
+    elif stored is float or stored is double:
+        gate_line(dy, y, g, 1.0, 1.0, act.lower, act.upper, 0, False, LANES)
     else:
         widen(dy, dy32, LANES)
         widen(y, y32, LANES)
-        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, act.slope, low, high, 0, slope,
+        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, 1.0, act.lower, act.upper, 0, False,
                   LANES)
         narrow(g32, g, LANES)
 
@@ -126,24 +135,18 @@ cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t l
         gate_lines(dy, y, g, length, &own, True)
 
 
-cdef inline void undo_line(const stored *y, stored *z, double slope, double times, Py_ssize_t count) noexcept nogil:
-    """z from the y of a leaky activation: `count` values, at most LANES."""
-    cdef double v[LANES]
-    cdef double below[LANES]
-    cdef Py_ssize_t k
-    for k in range(count):
-        v[k] = value_of(y + k)
-    for k in range(count):      # (in one loop with the next, it becomes a branch that is missed half of the time)
-        below[k] = v[k]/slope if stored is double else v[k]*times
-    for k in range(count):
-        put_value(z + k, v[k] if v[k] > 0 else below[k])
-
-
-cdef void undo_values(const stored *y, stored *z, Py_ssize_t length, const Activation *act) noexcept nogil:
-    """Any number of them. What float32 holds is multiplied: to divide takes longer than all else."""
-    cdef double slope = act.slope, times = min(1/slope, 2.0**1000)
+cdef void undo_values(const double *y, double *z, Py_ssize_t length, const Activation *act) noexcept nogil:
+    """z from the y of a leaky activation, at most CHUNK values, into a tile. To divide takes longer than all else."""
+    cdef double line[LANES]
+    cdef double times = min(1/act.slope, 2.0**1000)
+    cdef lanes_t v, low = lanes_all(2.0**-1074), high = lanes_all(INFINITY)
     cdef Py_ssize_t i = 0
-    while i + LANES <= length:
-        undo_line(y + i, z + i, slope, times, LANES)
+    while i < length:
+        if i + LANES > length:
+            memset(line, 0, sizeof(line))
+            memcpy(line, y + i, (length - i)*sizeof(double))
+            v = lanes_load(line)
+        else:
+            v = lanes_load(y + i)
+        lanes_store(z + i, lanes_leak(v, v, low, high, times))
         i += LANES
-    undo_line(y + i, z + i, slope, times, length - i)

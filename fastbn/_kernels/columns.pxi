@@ -6,6 +6,8 @@ ctypedef void *column_values
 
 cdef struct GateColumns:
     column_values low, high
+    double *low64               # the same, for sums
+    double *high64
 
 
 cdef struct Columns:
@@ -82,8 +84,10 @@ cdef void set_columns(Columns *columns, bint activated, const real *typed) noexc
 cdef void set_gate_columns(Columns *columns, const Gate *gates, const real *typed) noexcept nogil:
     """Gates of all columns from those of their channels."""
     cdef Py_ssize_t c
+    cdef GateColumns *to = &columns.gate
     for c in range(columns.channels):
-        (<real *>columns.gate.low)[c] = <real>gates[c].low
-        (<real *>columns.gate.high)[c] = <real>gates[c].high
-    repeat_columns(columns.gate.low, columns, typed)
-    repeat_columns(columns.gate.high, columns, typed)
+        to.low64[c], to.high64[c] = gates[c].low, gates[c].high
+    repeat_columns(to.low64, columns, to.low64)
+    repeat_columns(to.high64, columns, to.high64)
+    for c in range(columns.width + LANES):
+        (<real *>to.low)[c], (<real *>to.high)[c] = <real>to.low64[c], <real>to.high64[c]

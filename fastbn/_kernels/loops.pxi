@@ -20,7 +20,6 @@ ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t
 ctypedef void (*fill_columns)(Columns *, bint activated, const void *) noexcept nogil
 ctypedef void (*fill_gates)(Columns *, const Gate *, const void *) noexcept nogil
 ctypedef void (*gate_span)(const void *dy, const void *y, void *g, Py_ssize_t length, const Activation *) noexcept nogil
-ctypedef void (*undo_span)(const void *y, void *z, Py_ssize_t length, const Activation *) noexcept nogil
 
 
 cdef struct Loops:
@@ -38,7 +37,6 @@ cdef struct Loops:
     fill_gates set_gate_columns
     find_gate_of find_gate
     gate_span gate_span
-    undo_span undo_span
 
 
 cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first *first,
@@ -78,7 +76,6 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
         loops.set_gate_columns = <fill_gates>set_gate_columns[double]
     loops.find_gate = <find_gate_of>find_gate[stored]
     loops.gate_span = <gate_span>gate_values[stored]
-    loops.undo_span = <undo_span>undo_values[stored]
     if not call.backward:
         if call.dy != NULL:
             if slope:
@@ -112,9 +109,9 @@ cdef inline Loops choose_loops(const Call *call) noexcept nogil:
     """By the type of the values."""
     if call.dtype == FLOAT64:
         return loops_of(call, <const double *>NULL)
-    if call.storage == FLOAT16 and not call.unrounded:
+    if call.storage == FLOAT16:
         return loops_of(call, <const float16_t *>NULL)
-    if call.storage == BFLOAT16 and not call.unrounded:
+    if call.storage == BFLOAT16:
         return loops_of(call, <const bfloat16_t *>NULL)
     return loops_of(call, <const float *>NULL)
 

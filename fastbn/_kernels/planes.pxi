@@ -211,7 +211,7 @@ cdef void read_values(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ss
         plan.loops.gate_span(dy[0], y, tiles.dy, length, &call.act)
         dy[0] = <const char *>tiles.dy
         if call.from_y:
-            plan.loops.undo_span(y, tiles.x, length, &call.act)
+            undo_values(<const double *>y, tiles.x, length, &call.act)
             x[0] = <const char *>tiles.x
 
 

@@ -136,7 +136,7 @@ cdef void read_run(const Table *table, Py_ssize_t start, Py_ssize_t length, void
         table.loops.gate_span(dy[0], y, dy_tile, length, &call.act)
         dy[0] = dy_tile
         if call.from_y:
-            table.loops.undo_span(y, x_tile, length, &call.act)
+            undo_values(<const double *>y, <double *>x_tile, length, &call.act)
             x[0] = x_tile
 
 
@@ -426,9 +426,10 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
     table.columns.mul_below, table.columns.add_below = columns + 4*size, columns + 5*size
     table.columns.gate.low, table.columns.gate.high = columns + 6*size, columns + 7*size
+    table.columns.gate.low64, table.columns.gate.high64 = columns + 8*size, columns + 9*size
     table.columns.width = table.width
     table.columns.channels = call.channels
-    table.columns.each = lay_out_numbers(columns + 8*size - LANES, call.channels, call)
+    table.columns.each = lay_out_numbers(columns + 10*size - LANES, call.channels, call)
     table.far = <char *>(table.columns.each.wide + call.channels)
 
 

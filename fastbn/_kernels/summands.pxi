@@ -56,41 +56,53 @@ cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
     return summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
 
 
-cdef inline lanes_t deviations(const stored *x, lanes_t center, const summed *of) noexcept nogil:
+cdef inline lanes_t deviations(lanes_t x, lanes_t center, const stored *typed, const summed *of) noexcept nogil:
     if stored is not double and is_first_attempt(of):
-        return read_lanes(x)
-    return lanes_sub(read_lanes(x), center)
+        return x
+    return lanes_sub(x, center)
+
+
+cdef inline bint are_exact(const stored *typed, const summed *of) noexcept nogil:
+    """Products in float64, of two numbers that are float32 still."""
+    return stored is not double and is_first_attempt(of) and summed is not LeakyProducts
 
 
 cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
                                  const summed *of) noexcept nogil:
-    """total + a*b; products of two float32 are exact."""
-    if stored is not double and is_first_attempt(of):
+    """total + a*b."""
+    if are_exact(typed, of):
         return lanes_add_exact(a, b, total)
     return lanes_add(total, lanes_mul(a, b))
 
 
-cdef inline lanes_t gradients(const stored *dy, const stored *x, const numbers *f, Py_ssize_t column,
-                              const summed *of) noexcept nogil:
-    if summed is ClippedProducts:
-        return gated_lanes(dy, x, f, column, False)
+cdef inline void summands(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
+                          const summed *of, lanes_t *g, lanes_t *d) noexcept nogil:
+    """What goes into the first sum, and what that is multiplied with for the second: LANES values of each.
+
+    (What needs x twice reads it once. The others read it late: registers are few.)
+    """
+    cdef lanes_t values
+    if summed is Deviations or summed is FarDeviations:
+        d[0] = g[0] = deviations(read_lanes(x), center, x, of)
     elif summed is LeakyProducts:
-        return gated_lanes(dy, x, f, column, True)
-    elif summed is FarGatedProducts:
-        return gated_lanes(dy, x, f, column, f.act.slope != 1)
+        values = read_lanes(x)
+        g[0] = leaky_lanes(dy, values, f, column)
+        d[0] = deviations(values, center, x, of)
     else:
-        return read_lanes(dy)
+        if summed is ClippedProducts:
+            g[0] = clipped_lanes(dy, x, f, column)
+        elif summed is FarGatedProducts:
+            g[0] = clipped_lanes(dy, x, f, column) if f.act.slope == 1 else leaky_lanes(dy, read_lanes(x), f, column)
+        else:
+            g[0] = read_lanes(dy)
+        d[0] = deviations(read_lanes(x), center, x, of)
 
 
 cdef inline void add_line(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
                           const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of LANES values, the first of which stands in `column`."""
     cdef lanes_t d, g
-    if summed is Deviations or summed is FarDeviations:
-        d = g = deviations(x, center, of)
-    else:       # in this order: registers are few
-        g = gradients(dy, x, f, column, of)
-        d = deviations(x, center, of)
+    summands(dy, x, center, f, column, of, &g, &d)
     s[0] = lanes_add(s[0], g)
     t[0] = add_products(t[0], g, d, x, of)
 
@@ -105,17 +117,15 @@ cdef inline void add_last(const stored *dy, const stored *x, Py_ssize_t length, 
     if summed is not Deviations and summed is not FarDeviations:
         dy = last_line(dy, length, dy_line)
     if some > FEW:
-        d = g = lanes_last(deviations(x, center, of), some)
-        if summed is not Deviations and summed is not FarDeviations:
-            g = lanes_last(gradients(dy, x, f, column, of), some)
+        summands(dy, x, center, f, column, of, &g, &d)
+        g, d = lanes_last(g, some), lanes_last(d, some)
         s[0] = lanes_add(s[0], g)
         t[0] = add_products(t[0], g, d, x, of)
         return
-    d = g = lanes_last(deviations(x, center, of), some)     # once more: compilers leave out what is not added
-    if summed is not Deviations and summed is not FarDeviations:
-        g = lanes_last(gradients(dy, x, f, column, of), some)
+    summands(dy, x, center, f, column, of, &g, &d)      # once more: compilers leave out what is not added
+    g, d = lanes_last(g, some), lanes_last(d, some)
     s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
-    if stored is not double and is_first_attempt(of):
+    if are_exact(x, of):
         t[0] = lanes_add_exact_few(g, d, t[0])
     else:
         t[0] = lanes_add_few(lanes_mul(g, d), t[0])

@@ -168,20 +168,15 @@ cdef inline double plain(double v) noexcept nogil:
     return v if v == v else NAN
 
 
-cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
-                                const double *by_x) noexcept nogil:
-    """Settle what x is taken about, and whether float32 will do; by_x is the factor of x.
+cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
+                               const double *by_x) noexcept nogil:
+    """choose_numbers() where float32 is computed: it takes the origin as two numbers, center + low.
 
-    float32 takes the origin as two numbers, center + low: x - center is exact where it is small, and low goes into the
-    constant. The folded form x*by_x + add would lose digits when abs(mean) >> std.
+    x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose digits
+    when abs(mean) >> std.
     """
     cdef double center, add, wide, slope = call.act.slope
     cdef Py_ssize_t k
-    if call.dtype == FLOAT64:
-        for k in range(count):
-            f.center[k] = origin[k]
-            f.wide[k] = 0
-        return
     for k in range(count):
         center = <float>origin[k]
         add = f.add[k] - (origin[k] - center)*by_x[k]
@@ -190,6 +185,18 @@ cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, 
         f.center[k] = origin[k] if wide > 0 else center
         f.add[k] = f.add[k] if wide > 0 else add
         f.wide[k] = wide
+
+
+cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
+                                const double *by_x) noexcept nogil:
+    """Settle what x is taken about, and whether float32 will do; by_x is the factor of x."""
+    cdef Py_ssize_t k
+    if call.dtype == FLOAT64:
+        for k in range(count):
+            f.center[k] = origin[k]
+            f.wide[k] = 0
+    else:
+        choose_floats(call, f, count, origin, by_x)
     if call.storage == BFLOAT16:
         for k in range(count):
             f.center[k], f.mul[k] = plain(f.center[k]), plain(f.mul[k])

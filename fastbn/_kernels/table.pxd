@@ -10,10 +10,11 @@ cdef enum Dtype:        # of the arithmetic
     FLOAT32
     FLOAT64
 
-cdef enum Storage:      # half types are widened to float32
-    AS_IS
-    FLOAT16
+cdef enum Storage:
+    AS_IS               # in the type of the arithmetic
+    FLOAT16             # half types are widened
     BFLOAT16
+    SINGLE              # float32 whose arithmetic is float64
 
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
@@ -35,7 +36,7 @@ cdef struct View:
     Py_ssize_t step[MAX_AXES]
     int axes
     bint aligned        # to the size of a value, which may then be read in place
-    Storage storage     # of what becomes float32 when it is gathered; AS_IS: it stays what it is
+    Storage storage     # of what becomes float64 when it is gathered; AS_IS: it stays what it is
 
 
 cdef struct Sums:
@@ -99,7 +100,8 @@ cdef struct Call:
     const View *out         # NULL: only measured
     # Where act'(z) is known from: x tells (gated), or y does. In the second case g goes to dresidual, which then takes
     # the place of dy, or if that is NULL is computed wherever it is needed. So it is, too, where dresidual would round
-    # it, a slope of half types (unrounded): all are gathered as float32 then, and dresidual comes with the results.
+    # it, a slope of what is not float64 (unrounded): all are gathered as float64 then, and dresidual comes with the
+    # results.
     bint gated
     bint unrounded
     const View *y
@@ -198,7 +200,7 @@ cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nog
     rows = side_by_side(call.channels, call.values)
     columns = rows*call.channels
     return (gates + each + columns
-            + padded(columns)*(9 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
+            + padded(columns)*(11 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:

@@ -60,24 +60,40 @@ cdef void copy_values(char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t i
             copy_value(tile + k*itemsize, where + k*step, itemsize)
 
 
+cdef void convert_run(stored *where, Py_ssize_t step, Py_ssize_t run, double *tile, bint put) noexcept nogil:
+    """The same for at most CHUNK values that are float64 in the tile."""
+    cdef stored line[CHUNK]
+    cdef bint in_line = step != sizeof(stored) or <uintptr_t>where % sizeof(stored) != 0
+    cdef stored *values = <stored *>line if in_line else where
+    cdef Py_ssize_t i = 0, k
+    if in_line and not put:
+        copy_values(<char *>where, step, run, sizeof(stored), <char *>line, False)
+    while i + LANES <= run:
+        if put:
+            write_lanes(values + i, lanes_load(tile + i))
+        else:
+            lanes_store(tile + i, read_lanes(values + i))
+        i += LANES
+    for k in range(i, run):
+        if put:
+            put_value(values + k, tile[k])
+        else:
+            tile[k] = value_of(values + k)
+    if in_line and put:
+        copy_values(<char *>where, step, run, sizeof(stored), <char *>line, True)
+
+
 cdef void copy_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storage, Py_ssize_t itemsize, char *tile,
                    bint put) noexcept nogil:
-    """The same; where they are stored in a half type, at most CHUNK of them, that are float32 in the tile."""
-    cdef uint16_t halves[CHUNK]
+    """The same, wherever values are stored in the type that they have in the tile, or in another."""
     if storage == AS_IS:
         copy_values(where, step, run, itemsize, tile, put)
-    elif put:
-        if storage == FLOAT16:
-            narrow_float16s(<const float *>tile, <float16_t *>halves, run)
-        else:
-            narrow_bfloat16s(<const float *>tile, <bfloat16_t *>halves, run)
-        copy_values(where, step, run, sizeof(uint16_t), <char *>halves, True)
+    elif storage == SINGLE:
+        convert_run(<float *>where, step, run, <double *>tile, put)
+    elif storage == FLOAT16:
+        convert_run(<float16_t *>where, step, run, <double *>tile, put)
     else:
-        copy_values(where, step, run, sizeof(uint16_t), <char *>halves, False)
-        if storage == FLOAT16:
-            widen_float16s(<const float16_t *>halves, <float *>tile, run)
-        else:
-            widen_bfloat16s(<const bfloat16_t *>halves, <float *>tile, run)
+        convert_run(<bfloat16_t *>where, step, run, <double *>tile, put)
 
 
 cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
