@@ -172,8 +172,8 @@ cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t count, c
                                const double *by_x) noexcept nogil:
     """choose_numbers() where float32 is computed: it takes the origin as two numbers, center + low.
 
-    x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose digits
-    when abs(mean) >> std.
+    x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
+    digits when abs(mean) >> std.
     """
     cdef double center, add, wide, slope = call.act.slope
     cdef Py_ssize_t k
