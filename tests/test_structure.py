@@ -284,3 +284,9 @@ def test_annotations_are_types():
         hints = typing.get_type_hints(public(name))
         assert set(hints) == {*inspect.signature(public(name)).parameters, "return"}, name
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_the_map_of_the_kernels_names_every_file():
+    named = set(re.findall(r"^(\w+\.\w+) ", (KERNELS / "__init__.py").read_text(), re.MULTILINE))
+    files = {p.name for p in KERNELS.iterdir() if p.suffix in (".pxi", ".pxd", ".h", ".pyx")}
+    assert named == files - {"x86_64_v3.pyx"}

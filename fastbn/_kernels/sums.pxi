@@ -4,6 +4,10 @@
 # vectors of those, and a square root or a division of four numbers takes as long as that of one. What a channel gets
 # does not depend on those beside it.
 
+cdef enum:
+    PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
+
+
 cdef struct SumsTogether:
     # Sums of some channels, side by side.
     double a[TOGETHER]

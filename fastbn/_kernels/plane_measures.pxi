@@ -1,0 +1,125 @@
+# What a call measures of channels of planes: about what it sums, what follows from the sums, and whether they must be
+# taken again.
+
+
+cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
+    """Mean of the first few values, as value + mean(x - value): exact where they are all equal."""
+    cdef double tile[PIVOT]
+    cdef const Call *call = plan.call
+    cdef const Loops *loops = &plan.loops
+    cdef Py_ssize_t length = min(PIVOT, call.values)
+    cdef const char *x = read_tile(call.x, c, 0, length, loops.itemsize, tile)
+    cdef double value, unused
+    cdef Center about
+    cdef Lanes lanes
+    clear_lanes(&lanes)
+    about.center = 0
+    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, 1, &about, &lanes, NULL)
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &about.center, &unused)
+    clear_lanes(&lanes)
+    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, length, &about, &lanes, NULL)
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)
+    value = about.center + value/length
+    return value if isfinite(value) else 0.0
+
+
+cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexcept nogil:
+    """About what the first attempt sums: float32 about 0 where that is good enough, else it is `far`."""
+    cdef const Call *call = plan.call
+    far[0] = False
+    if call.backward:
+        far[0] = call.dtype != FLOAT64 and far_from_zero(call, c)
+        return call.origin[c] if call.dtype == FLOAT64 or far[0] else 0.0
+    return first_pivot(plan, c) if call.dtype == FLOAT64 else 0.0
+
+
+cdef void first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:
+    """Those of `count` channels from c on."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t k
+    if call.dtype != FLOAT64 and not (call.backward and any_far_from_zero(call, c, count)):
+        memset(centers, 0, count*sizeof(double))
+        memset(far, False, count*sizeof(bint))
+        return
+    for k in range(count):
+        centers[k] = first_center(plan, c + k, &far[k])
+
+
+cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
+                         const Due *due) noexcept nogil:
+    """Make channels c..c + count ready for their sums."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t k
+    if has_gates(call):
+        for k in range(count):
+            channels[k].about.act, channels[k].about.gate = call.act, gates_of(call)[c + k]
+    for k in range(count):
+        channels[k].plan, channels[k].c, channels[k].due = plan, c + k, due
+        channels[k].about.center = first_center(plan, c + k, &channels[k].far)
+        channels[k].second = False
+
+
+cdef void begin_again(Channel *channel, const Plan *plan, Py_ssize_t c) noexcept nogil:
+    """Make a channel ready for better sums, about its origin."""
+    begin_channels(channel, 1, plan, c, NULL)
+    channel.about.center = plan.call.origin[c]
+    channel.far = channel.second = True
+
+
+cdef void settle_group(const Channel *channels, Py_ssize_t count, bint *again) noexcept nogil:
+    """Take what the call asked for from the sums; where that asks for better ones."""
+    cdef SumsTogether sums
+    cdef double centers[GROUP]
+    cdef Py_ssize_t k
+    for k in range(count):
+        put_sums(&sums, k, &channels[k].total)
+        centers[k] = channels[k].about.center
+    settle(channels.plan.call, channels.c, count, &sums, centers, again)
+
+
+cdef void measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const Due *due, bint *again) noexcept nogil:
+    cdef Channel channels[GROUP]
+    begin_channels(channels, count, plan, c, due)
+    sum_side_by_side(channels, count)
+    settle_group(channels, count, again)
+
+
+cdef void measure_again(const Plan *plan, Py_ssize_t c) noexcept nogil:
+    cdef Channel channel
+    cdef bint again
+    begin_again(&channel, plan, c)
+    sum_side_by_side(&channel, 1)
+    settle_group(&channel, 1, &again)
+
+
+cdef void sum_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const double *centers, bint far, double *s,
+                    double *t) noexcept nogil:
+    """The sums of channels that are one fold each."""
+    cdef const Call *call = plan.call
+    cdef sum_channels sum = plan.loops.sum_channels_again if far else plan.loops.sum_channels
+    cdef Centers about
+    cdef Py_ssize_t k
+    about.center, about.gates, about.act = centers, NULL, call.act
+    if has_gates(call):
+        about.gates = gates_of(call) + c
+    if call.dresidual != NULL:
+        gate_rows(plan, c, count, 0, plan.rows)
+    sum(row_start(plan.dy, c, 0), row_start(call.x, c, 0), &plan.sample, &plan.neighbour, count, plan.rows, plan.plane,
+        &about, s, t, NULL)
+
+
+cdef void measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, bint *again) noexcept nogil:
+    """measure_group() for channels that are one fold each: by calls for as many as can be summed alike."""
+    cdef const Call *call = plan.call
+    cdef SumsTogether sums
+    cdef double centers[GROUP]
+    cdef bint far[GROUP]
+    cdef Py_ssize_t k, first = 0
+    first_centers(plan, c, count, centers, far)
+    memset(sums.a_low, 0, count*sizeof(double))
+    memset(sums.b_low, 0, count*sizeof(double))
+    for k in range(1, count + 1):
+        if k == count or far[k] != far[first]:
+            sum_whole(plan, c + first, k - first, centers + first, far[first], sums.a + first, sums.b + first)
+            first = k
+    settle(call, c, count, &sums, centers, again)

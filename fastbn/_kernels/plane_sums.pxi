@@ -1,0 +1,215 @@
+# Sums of channels of planes: in lanes along a fold, added up along a block. Channels that are due get their results
+# meanwhile.
+
+
+cdef struct Channel:
+    const Plan *plan
+    Py_ssize_t c
+    Center about                # what the sums are taken about
+    bint far                    # that is not 0 although the values are float32
+    bint second                 # attempt: dresidual is filled
+    const Due *due              # get their results while the sums of a group are taken; NULL: none do
+    Lanes lanes
+    Sums total, block
+    Sums *parts                 # of all blocks, where threads share the channel
+
+
+cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t length) noexcept nogil:
+    """Whether results and sums may be taken in one loop."""
+    return length >= LANES and not (channel.far or due.numbers.wide[0] != 0)
+
+
+cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
+                    Py_ssize_t length) noexcept nogil:
+    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results."""
+    cdef Tiles tiles
+    cdef const Plan *plan = channel.plan
+    cdef const Call *call = plan.call
+    cdef const Due *due = channel.due
+    cdef Py_ssize_t itemsize = plan.loops.itemsize, skip = start*itemsize, soon = row, skip_soon, i, at
+    cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
+    cdef const char *x
+    cdef const char *dy
+    cdef const char *x_soon
+    cdef const char *dy_soon
+    if fills_dresidual(call) and not channel.second:
+        gate_part(plan, channel.c, row, start, length)
+    if due != NULL and not can_sweep(channel, due, length):
+        for i in range(rows):
+            at = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
+            apply_to_values(due, 0, at, at + length)
+        due = NULL
+    if plan.run != plan.plane:
+        read_values(plan, channel.c, row*plan.plane + start, length, &tiles, &x, &dy)
+        sum_spans_of(channel, dy, x, dy, x, 1, length)
+        return
+    skip_soon = skip + length*itemsize
+    if start + length == plan.plane:
+        soon, skip_soon = min(row + 1, plan.rows - 1), 0
+    x = row_start(call.x, channel.c, row) + skip
+    dy = row_start(plan.dy, channel.c, row) + skip
+    x_soon = row_start(call.x, channel.c, soon) + skip_soon
+    dy_soon = row_start(plan.dy, channel.c, soon) + skip_soon
+    if due == NULL:
+        sum_spans_of(channel, dy, x, dy_soon, x_soon, rows, length)
+        return
+    plan.loops.sweep_spans(
+        row_start(plan.dy, due.c, due_row) + skip, row_start(call.x, due.c, due_row) + skip,
+        row_start(call.out, due.c, due_row) + skip, &plan.due_sample, rows, length, &due.numbers, 0, due.carry, dy,
+        x, dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, 0, NULL)
+
+
+cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_after,
+                              const void *x_after, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
+    cdef const Plan *plan = channel.plan
+    if channel.far:
+        plan.loops.sum_spans_again(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about,
+                                   &channel.lanes, NULL)
+    else:
+        plan.loops.sum_spans(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about, &channel.lanes,
+                             NULL)
+
+
+# ---- short rows: through the channels of a sample, as they stand in memory; without results beside them some samples
+# of a channel are summed in one go
+
+cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
+    """Add some rows of each channel to its lanes."""
+    cdef const Plan *plan = channels.plan
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t k, soon = min(row + rows, plan.rows - 1)
+    cdef const char *x = row_start(call.x, channels.c, row)
+    cdef const char *dy = row_start(plan.dy, channels.c, row)
+    cdef const char *x_soon = x + plan.neighbour.x
+    cdef const char *dy_soon = dy + plan.neighbour.dy
+    if call.dresidual != NULL and not channels.second:
+        gate_rows(plan, channels.c, count, row, rows)
+    for k in range(count):
+        if k + 1 == count:
+            x_soon, dy_soon = row_start(call.x, channels.c, soon), row_start(plan.dy, channels.c, soon)
+        sum_spans_of(&channels[k], dy, x, dy_soon, x_soon, rows, plan.plane)
+        x, dy = x_soon, dy_soon
+        x_soon += plan.neighbour.x
+        dy_soon += plan.neighbour.dy
+
+
+cdef inline bint can_sweep_together(const Channel *channels, Py_ssize_t count) noexcept nogil:
+    """Whether results and sums of all channels may be taken in one loop."""
+    cdef Py_ssize_t k
+    if channels.due.numbers.any_wide:
+        return False
+    for k in range(count):
+        if channels[k].far:
+            return False
+    return True
+
+
+cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
+    """Add a sample's row of each channel to its lanes; the rows of those that are due get their results."""
+    cdef const Plan *plan = channels.plan
+    cdef const Call *call = plan.call
+    cdef const Due *due = channels.due
+    cdef Py_ssize_t c = channels.c, soon = min(row + 1, plan.rows - 1)
+    if call.dresidual != NULL:
+        gate_rows(plan, c, count, row, 1)
+    plan.loops.sweep_spans(
+        row_start(plan.dy, due.c, row), row_start(call.x, due.c, row), row_start(call.out, due.c, row),
+        &plan.neighbour, count, plan.plane, &due.numbers, 0, due.carry, row_start(plan.dy, c, row),
+        row_start(call.x, c, row), row_start(plan.dy, c, soon), row_start(call.x, c, soon), &plan.neighbour,
+        &channels.about, &channels.lanes, sizeof(Channel), NULL)
+    if due.count > count:   # a last group of fewer channels than the one before
+        apply_to_rows(due, count, row, row + 1)
+
+
+cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """Add some rows of each channel to its lanes; the rows of those that are due get their results."""
+    cdef const Plan *plan = channels.plan
+    cdef const Due *due = channels.due
+    if due != NULL and can_sweep_together(channels, count):
+        while row < end:
+            sweep_sample(channels, count, row)
+            row += 1
+        return
+    if due != NULL:
+        apply_to_rows(due, 0, row, end)
+    while row < end:
+        sum_rows_in_turn(channels, count, row, min(plan.in_one_go, end - row))
+        row += plan.in_one_go
+
+
+# ---- folds and blocks
+
+cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
+    """sums += lanes; nothing is in the sums yet before the first."""
+    cdef double s, t
+    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &s, &t)
+    if first:
+        sums.a, sums.a_low, sums.b, sums.b_low = s, 0, t, 0
+    else:
+        add_pair(sums, s, t)
+
+
+cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
+    """Add up a fold of each channel, in its lanes, and to its block."""
+    cdef const Plan *plan = channels.plan
+    cdef Py_ssize_t k, row, rows, start, begin = 0, end = plan.plane
+    cdef Py_ssize_t first = number*plan.per_fold, last = min(first + plan.per_fold, plan.rows)
+    if plan.segments:
+        first = number//plan.segments
+        last = first + 1
+        begin = (number - first*plan.segments)*plan.per_fold
+        end = min(begin + plan.per_fold, plan.plane)
+    for k in range(count):
+        clear_lanes(&channels[k].lanes)
+    if plan.rows_in_turn:
+        sum_short_rows(channels, count, first, last)
+    else:
+        rows = last - first if plan.even and end - begin <= plan.piece else 1
+        while first < last:
+            start = begin
+            while start < end:
+                for k in range(count):
+                    sum_piece(&channels[k], first, rows, start, min(plan.piece, end - start))
+                start += plan.piece
+            first += rows
+    for k in range(count):
+        add_lanes(&channels[k].block, &channels[k].lanes, first_of_block)
+
+
+cdef void sum_block(Channel *channels, Py_ssize_t count, Py_ssize_t block) noexcept nogil:
+    cdef const Plan *plan = channels.plan
+    cdef Py_ssize_t i, first = plan.folds*block//plan.blocks
+    for i in range(first, plan.folds*(block + 1)//plan.blocks):
+        sum_fold(channels, count, i, i == first)
+
+
+cdef void sum_side_by_side(Channel *channels, Py_ssize_t count) noexcept nogil:
+    """The sums of channels, piece after piece of each in turn: their rows are neighbours in memory."""
+    cdef Py_ssize_t block, k
+    sum_block(channels, count, 0)
+    for k in range(count):
+        channels[k].total = channels[k].block
+    for block in range(1, channels.plan.blocks):
+        sum_block(channels, count, block)
+        for k in range(count):
+            merge_sums(&channels[k].total, &channels[k].block)
+
+
+cdef void sum_blocks(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """The sums of blocks begin..end of a channel, each for itself."""
+    cdef Channel channel = (<Channel *>task)[0]
+    cdef Py_ssize_t block
+    for block in range(begin, end):
+        sum_block(&channel, 1, block)
+        channel.parts[block] = channel.block
+
+
+cdef void sum_by_team(Channel *channel, int threads) noexcept nogil:
+    """The sums of a channel, by all threads."""
+    cdef Sums parts[MAX_BLOCKS]
+    cdef Py_ssize_t block
+    channel.parts = parts
+    share(sum_blocks, channel, channel.plan.blocks, threads)
+    channel.total = parts[0]
+    for block in range(1, channel.plan.blocks):
+        merge_sums(&channel.total, &parts[block])

@@ -1,0 +1,210 @@
+# Sums of rows, and what a call measures with them.
+
+cdef enum:
+    STREAMS = 8                 # parts of a block that are read side by side
+    STREAMS_BACK = 4            # in each of two arrays
+    AHEAD = 128                 # values
+
+
+cdef inline Py_ssize_t columns_of(const Table *table, Py_ssize_t tile) noexcept nogil:
+    return min(table.tile_width, table.width - tile*table.tile_width)
+
+
+cdef inline bint any_far(const Table *table, Py_ssize_t column, Py_ssize_t width) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(column, column + width):
+        if table.far[j]:
+            return True
+    return False
+
+
+cdef inline ColumnSums sums_of_block(const Table *table, Py_ssize_t block) noexcept nogil:
+    cdef ColumnSums sums
+    cdef Py_ssize_t first = 4*block*padded(table.width)
+    sums.a, sums.a_low = table.parts.a + first, table.parts.a_low + first
+    sums.b, sums.b_low = table.parts.b + first, table.parts.b_low + first
+    return sums
+
+
+cdef struct Strip:
+    # Columns on the way through the rows of a block.
+    const Table *table
+    Py_ssize_t column, width
+    bint far
+    double s[ROW_TILE + 2*LANES]    # a line before the first column, and one behind the last
+    double t[ROW_TILE + 2*LANES]
+
+
+cdef void clear_strip(Strip *strip) noexcept nogil:
+    memset(strip.s, 0, padded(strip.width)*sizeof(double))
+    memset(strip.t, 0, padded(strip.width)*sizeof(double))
+
+
+cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, Py_ssize_t width) noexcept nogil:
+    """Add at most STREAMS rows to the sums of the first `width` columns."""
+    cdef double x_tile[STREAMS*GATHERED_TILE]
+    cdef double dy_tile[STREAMS*GATHERED_TILE]
+    cdef const void *x[STREAMS]
+    cdef const void *dy[STREAMS]
+    cdef const Table *table = strip.table
+    cdef const Call *call = table.call
+    cdef RowCenters about
+    cdef Py_ssize_t i, start, ahead = AHEAD if table.flat else 0
+    cdef sum_rows sum = table.loops.sum_rows_again if strip.far else table.loops.sum_rows
+    for i in range(count):
+        start = rows[i]*table.width + strip.column
+        if fills_dresidual(call) and not table.second:
+            gate_run(table, start, width)
+        if table.in_place:
+            x[i] = row_in_place(table, call.x, rows[i], strip.column)
+            dy[i] = row_in_place(table, table.dy, rows[i], strip.column)
+        else:
+            read_run(table, start, width, x_tile + i*GATHERED_TILE, dy_tile + i*GATHERED_TILE, &x[i], &dy[i])
+    about.center, about.f, about.column = table.center + strip.column, &table.columns, strip.column
+    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL)
+
+
+cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
+    """Add rows begin..end to `sums`: some parts of them side by side, a row of each in turn, then the rest.
+
+    (Memory is read faster in several places at once.)
+    """
+    cdef const Table *table = strip.table
+    cdef Py_ssize_t streams = STREAMS_BACK if table.call.backward else STREAMS
+    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//streams
+    cdef Py_ssize_t rows[STREAMS]
+    cdef Py_ssize_t i, k, width
+    clear_strip(strip)
+    for i in range(part):
+        for k in range(streams):
+            rows[k] = begin + k*part + i
+        sum_some_rows(strip, rows, streams, strip.width)
+        if (i + 1)*streams % ROW_CHUNK == 0:
+            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+            clear_strip(strip)
+    for k in range(begin + part*streams, end):
+        width = strip.width
+        if k == whole:          # the last row, which is shorter
+            width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
+        if width > 0:
+            sum_some_rows(strip, &k, 1, width)
+    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+
+
+cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Items are (block of rows, tile of columns): the sums of each into table.parts."""
+    cdef const Table *table = <const Table *>task
+    cdef Strip strip
+    cdef ColumnSums sums
+    cdef Py_ssize_t item, block
+    strip.table = table
+    for item in range(begin, end):
+        block = item//table.tiles
+        strip.column = item % table.tiles*table.tile_width
+        strip.width = columns_of(table, item % table.tiles)
+        strip.far = any_far(table, strip.column, strip.width)
+        if table.second and not strip.far:
+            continue
+        sums = sums_of_block(table, block)
+        clear_columns(&sums, strip.column, strip.width)
+        sum_block_of_rows(&strip, table.rows*block//table.blocks, table.rows*(block + 1)//table.blocks, &sums)
+
+
+cdef double first_pivot_of_rows(const Call *call, Py_ssize_t c) noexcept nogil:
+    """As first_pivot() in plane_measures.pxi, for float64."""
+    cdef double tile[PIVOT]
+    cdef Py_ssize_t length = min(PIVOT, call.values), i
+    cdef double *x = <double *>read_tile(call.x, c, 0, length, sizeof(double), tile)
+    cdef double pivot = 0
+    for i in range(length):
+        pivot += x[i] - x[0]
+    pivot = x[0] + pivot/length
+    return pivot if isfinite(pivot) else 0.0
+
+
+cdef void set_center(Table *table, Py_ssize_t c, double center, bint far) noexcept nogil:
+    while c < table.width:
+        table.center[c] = center
+        table.far[c] = far
+        c += table.call.channels
+
+
+cdef void choose_centers(Table *table) noexcept nogil:
+    """About what the first attempt sums: float32 about 0 where that is good enough."""
+    cdef const Call *call = table.call
+    cdef Py_ssize_t c
+    cdef bint far, float64 = call.dtype == FLOAT64
+    if not (float64 or (call.backward and any_far_from_zero(call, 0, call.channels))):
+        memset(table.center, 0, table.width*sizeof(double))
+        memset(table.far, False, table.width)
+        return
+    for c in range(call.channels):
+        if call.backward:
+            far = not float64 and far_from_zero(call, c)
+            set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
+        else:
+            set_center(table, c, first_pivot_of_rows(call, c), False)
+
+
+cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:
+    """Those of its columns, merged."""
+    cdef Sums total, one
+    cdef Py_ssize_t j = c
+    while j < table.width:
+        one.a, one.a_low, one.b, one.b_low = columns.a[j], columns.a_low[j], columns.b[j], columns.b_low[j]
+        if j == c:
+            total = one
+        else:
+            merge_sums(&total, &one)
+        j += table.call.channels
+    return total
+
+
+cdef inline void sums_of_channels_from(const Table *table, const ColumnSums *columns, Py_ssize_t c, Py_ssize_t count,
+                                       SumsTogether *to) noexcept nogil:
+    """Those of `count` channels from c on."""
+    cdef Sums one
+    cdef Py_ssize_t k
+    if table.side_by_side == 1:         # a column each
+        memcpy(to.a, columns.a + c, count*sizeof(double))
+        memcpy(to.b, columns.b + c, count*sizeof(double))
+        memcpy(to.a_low, columns.a_low + c, count*sizeof(double))
+        memcpy(to.b_low, columns.b_low + c, count*sizeof(double))
+        return
+    for k in range(count):
+        one = sums_of_channel(table, columns, c + k)
+        put_sums(to, k, &one)
+
+
+cdef bint settle_channels(Table *table) noexcept nogil:
+    """Merge blocks and columns; whether any channel must be summed again (then about its origin)."""
+    cdef const Call *call = table.call
+    cdef Py_ssize_t block, k, c = 0, some
+    cdef bint any_again = False
+    cdef bint again[TOGETHER]
+    cdef ColumnSums total = sums_of_block(table, 0), part
+    cdef SumsTogether sums
+    for block in range(1, table.blocks):
+        part = sums_of_block(table, block)
+        merge_columns(&total, &part, table.width)
+    while c < call.channels:
+        some = 1 if table.second else min(TOGETHER, call.channels - c)
+        if not table.second or table.far[c]:
+            sums_of_channels_from(table, &total, c, some, &sums)
+            settle(call, c, some, &sums, table.center + c, again)
+            for k in range(some):
+                if again[k]:
+                    set_center(table, c + k, call.origin[c + k], True)
+                    any_again = True
+        c += some
+    return any_again
+
+
+cdef void measure_rows(Table *table) noexcept nogil:
+    choose_centers(table)
+    table.second = False
+    share(sum_items, table, table.tiles*table.blocks, table.call.threads)
+    if settle_channels(table):
+        table.second = True
+        share(sum_items, table, table.tiles*table.blocks, table.call.threads)
+        settle_channels(table)

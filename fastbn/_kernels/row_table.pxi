@@ -1,0 +1,168 @@
+# A call on rows: its table of (rows, columns), what stands where in the scratch, and where rows are.
+
+cdef enum:
+    ROW_TILE = 2048             # columns that are summed together
+    SHARED_TILE = 512           # where there are threads to share them
+    GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
+
+
+cdef struct Table:
+    Call *call
+    Loops loops
+    Py_ssize_t side_by_side     # rows of the array that make one row
+    Py_ssize_t width            # columns of a row
+    Py_ssize_t rows             # the last one may be shorter
+    Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
+    Py_ssize_t tile_width
+    const View *dy              # what loops read as dy: dresidual, where that is filled first
+    bint in_place               # no value must be gathered, or gated on the way
+    bint flat                   # and there are no gaps between rows
+    bint stream
+    bint second                 # attempt: only the tiles that need it
+    double *center              # per column: what the sums are taken about
+    char *far                   # per column: whether the loops of a first attempt will not do
+    ColumnSums parts            # of all blocks
+    Columns columns
+
+
+cdef void lay_out_table(Table *table) noexcept nogil:
+    """Sizes, and where everything stands in the scratch."""
+    cdef Call *call = table.call
+    cdef Py_ssize_t itemsize = table.loops.itemsize, size, k
+    cdef const View *views[5]
+    cdef double *columns
+    table.side_by_side = side_by_side(call.channels, call.values)
+    table.width = table.side_by_side*call.channels
+    table.rows = (call.values + table.side_by_side - 1)//table.side_by_side
+    table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
+    views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.out, call.y, call.dresidual
+    table.dy = read_as_dy(call)
+    table.flat = table.in_place = not must_gate_tiles(call)
+    for k in range(5):
+        table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
+        table.in_place = table.in_place and channels_in_place(views[k], itemsize)
+    table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
+    table.stream = call.stream and (table.flat or (table.in_place and call.channels*itemsize >= 1024))
+    table.tile_width = GATHERED_TILE
+    if table.in_place:
+        table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
+    table.tiles = (table.width + table.tile_width - 1)//table.tile_width
+    size = padded(table.width)
+    table.center = <double *>after_gates(call) + LANES
+    table.parts.a = table.center + size
+    table.parts.a_low = table.parts.a + size
+    table.parts.b = table.parts.a_low + size
+    table.parts.b_low = table.parts.b + size
+    columns = table.parts.a + 4*table.blocks*size
+    table.columns.center, table.columns.mul = columns, columns + size
+    table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
+    table.columns.mul_below, table.columns.add_below = columns + 4*size, columns + 5*size
+    table.columns.gate.low, table.columns.gate.high = columns + 6*size, columns + 7*size
+    table.columns.gate.low64, table.columns.gate.high64 = columns + 8*size, columns + 9*size
+    table.columns.width = table.width
+    table.columns.channels = call.channels
+    table.columns.each = lay_out_numbers(columns + 10*size - LANES, call.channels, call)
+    table.far = <char *>(table.columns.each.wide + call.channels)
+
+
+# ---- where rows are
+
+cdef inline bint channels_in_place(const View *v, Py_ssize_t itemsize) noexcept nogil:
+    """Whether the channels stand one behind the other in memory."""
+    return v == NULL or (v.channel == itemsize and v.aligned)
+
+
+cdef inline bint is_flat(const View *v, Py_ssize_t channels, Py_ssize_t itemsize) noexcept nogil:
+    """Whether the rows, too, stand one behind the other."""
+    return v == NULL or (channels_in_place(v, itemsize) and v.axes == 1
+                         and (v.step[0] == channels*itemsize or v.shape[0] == 1))
+
+
+cdef inline bint run_in_place(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """Whether a run of values, counted row by row from the first value of the array, is one in memory."""
+    cdef Py_ssize_t channels = table.call.channels
+    if is_flat(v, channels, table.loops.itemsize):
+        return True
+    return channels_in_place(v, table.loops.itemsize) and start % channels + length <= channels
+
+
+cdef inline char *value_in_row(const View *v, Py_ssize_t row, Py_ssize_t c) noexcept nogil:
+    if v.axes == 1:             # nearly always: no division
+        return v.data + row*v.step[0] + c*v.channel
+    return address(v, c, row)
+
+
+cdef inline char *value_at(const Table *table, const View *v, Py_ssize_t start) noexcept nogil:
+    cdef Py_ssize_t channels = table.call.channels, row = start//channels
+    return value_in_row(v, row, start - row*channels)
+
+
+cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length, char *tile,
+                      bint put) noexcept nogil:
+    """Copy a run of values from the array into a tile, or (put) from the tile into the array."""
+    cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
+    while length > 0:
+        some = min(length, channels - start % channels)
+        copy_run(value_at(table, v, start), v.channel, some, v.storage, itemsize, tile, put)
+        tile += some*itemsize
+        start += some
+        length -= some
+
+
+cdef inline char *open_run(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length, void *tile,
+                           bint fill) noexcept nogil:
+    """Where a run of values is: in place, or in the tile, to which it is copied with `fill`. NULL: no array."""
+    if v == NULL:
+        return NULL
+    if table.flat:
+        return v.data + start*table.loops.itemsize
+    if run_in_place(table, v, start, length):
+        return value_at(table, v, start)
+    if fill:
+        move_values(table, v, start, length, <char *>tile, False)
+    return <char *>tile
+
+
+cdef inline char *row_in_place(const Table *table, const View *v, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
+    """Where a column of a row is, of a table that is in place. NULL: no array."""
+    if v == NULL:
+        return NULL
+    if table.flat:
+        return v.data + (row*table.width + column)*table.loops.itemsize
+    return value_in_row(v, row, column)
+
+
+cdef void gate_run(const Table *table, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """dresidual = dy*act', for a run of values."""
+    cdef double dy_tile[CHUNK]
+    cdef double y_tile[CHUNK]
+    cdef double g_tile[CHUNK]
+    cdef const Call *call = table.call
+    cdef Py_ssize_t some
+    cdef char *g
+    while length > 0:
+        some = length if table.in_place else min(CHUNK, length)
+        g = open_run(table, call.dresidual, start, some, g_tile, False)
+        table.loops.gate_span(open_run(table, call.dy, start, some, dy_tile, True),
+                              open_run(table, call.y, start, some, y_tile, True), g, some, &call.act)
+        if g == <char *>g_tile:
+            move_values(table, call.dresidual, start, some, g, True)
+        start += some
+        length -= some
+
+
+cdef void read_run(const Table *table, Py_ssize_t start, Py_ssize_t length, void *x_tile, void *dy_tile,
+                   const void **x, const void **dy) noexcept nogil:
+    """Where a run of x and of what loops read as dy is; at most CHUNK values where they are not in place."""
+    cdef double y_tile[CHUNK]
+    cdef const Call *call = table.call
+    cdef const char *y
+    x[0] = open_run(table, call.x, start, length, x_tile, True)
+    dy[0] = open_run(table, table.dy, start, length, dy_tile, True)
+    if must_gate_tiles(call):
+        y = open_run(table, call.y, start, length, y_tile, True)
+        table.loops.gate_span(dy[0], y, dy_tile, length, &call.act)
+        dy[0] = dy_tile
+        if call.from_y:
+            undo_values(<const double *>y, <double *>x_tile, length, &call.act)
+            x[0] = x_tile
