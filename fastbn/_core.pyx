@@ -418,7 +418,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
         if call.scratch == NULL:
             raise MemoryError(f"fastbn: no memory for {scratch} bytes of scratch")
     with nogil:
-        KERNELS.run[<int>order](call)
+        KERNELS.run(call, order)
     PyMem_Free(call.scratch)
     return 0
 

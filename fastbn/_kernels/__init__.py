@@ -27,6 +27,7 @@ planes.pxi          the driver: a few channels after the other
 row_table.pxi       rows, (m, c): the table of a call, and where its rows are
 row_measures.pxi    sums of rows, and what follows from them
 rows.pxi            the driver: results, and all in order
+parts.pxi           both, for very many channels: part after part
 floor.pxi           copy and triad at the speed of memory, for benchmarks
 kernels.pxi         all of these, and the table
 baseline.pyx ...    one stub per build

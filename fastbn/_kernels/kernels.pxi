@@ -76,11 +76,11 @@ include "planes.pxi"
 include "row_table.pxi"
 include "row_measures.pxi"
 include "rows.pxi"
+include "parts.pxi"
 include "floor.pxi"
 
 cdef Kernels KERNELS
-KERNELS.run[<int>PLANES] = run_planes
-KERNELS.run[<int>ROWS] = run_rows
+KERNELS.run = run_parts
 KERNELS.floor = run_floor
 
 table = PyCapsule_New(&KERNELS, "fastbn.Kernels", NULL)

@@ -53,15 +53,16 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.parts.a_low = table.parts.a + size
     table.parts.b = table.parts.a_low + size
     table.parts.b_low = table.parts.b + size
-    columns = table.parts.a + 4*table.blocks*size
+    columns = table.parts.a         # results need coefficients when they need no sums any more
     table.columns.center, table.columns.mul = columns, columns + size
     table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
-    table.columns.mul_below, table.columns.add_below = columns + 4*size, columns + 5*size
-    table.columns.gate.low, table.columns.gate.high = columns + 6*size, columns + 7*size
-    table.columns.gate.low64, table.columns.gate.high64 = columns + 8*size, columns + 9*size
+    columns += 4*table.blocks*size
+    table.columns.mul_below, table.columns.add_below = columns, columns + size
+    table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
+    table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
     table.columns.width = table.width
     table.columns.channels = call.channels
-    table.columns.each = lay_out_numbers(columns + 10*size - LANES, call.channels, call)
+    table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)
     table.far = <char *>(table.columns.each.wide + call.channels)
 
 

@@ -24,6 +24,8 @@ cdef enum:
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
     TOGETHER = 32       # channels whose numbers are worked out together, at most
+    MOST_PLANES = 16384     # channels of a part of a call, at most: scratch does not grow with their number
+    MOST_ROWS = 4096
 
 
 cdef struct View:
@@ -122,7 +124,7 @@ cdef struct Call:
 
 
 cdef struct Kernels:
-    void (*run[2])(Call *) noexcept nogil       # [order]
+    void (*run)(Call *, Order) noexcept nogil
     void (*floor)(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
                   int threads) noexcept nogil
 
@@ -191,16 +193,32 @@ cdef inline char *after_gates(const Call *call) noexcept nogil:
     return <char *>(gates_of(call) + (call.channels if has_gates(call) else 0))
 
 
-cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
-    """Scratch of a call: gates, coefficients of all channels; on rows also of columns, a centre, sums of all blocks."""
-    cdef Py_ssize_t rows, columns, gates = after_gates(call) - call.scratch
-    cdef Py_ssize_t each = 5*call.channels*<Py_ssize_t>sizeof(double)
+cdef inline Py_ssize_t part_of_channels(const Call *call, Order order) noexcept nogil:
+    """How many channels a call takes at once: all, or equal parts of whole lines, but for the last."""
+    cdef Py_ssize_t parts, most = MOST_PLANES if order == PLANES else MOST_ROWS
+    if call.channels <= most:
+        return call.channels
+    parts = (call.channels + most - 1)//most
+    return (call.channels + parts*LANES - 1)//(parts*LANES)*LANES
+
+
+cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Order order) noexcept nogil:
+    """Gates and coefficients of so many channels; on rows also of columns, a centre, and sums of all blocks."""
+    cdef Py_ssize_t rows, columns, gates = channels*<Py_ssize_t>sizeof(Gate) if has_gates(call) else 0
+    cdef Py_ssize_t each = 5*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
         return gates + (0 if call.measure else each)
-    rows = side_by_side(call.channels, call.values)
-    columns = rows*call.channels
+    rows = side_by_side(channels, call.values)
+    columns = rows*channels
     return (gates + each + columns
-            + padded(columns)*(11 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
+            + padded(columns)*(5 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
+
+
+cdef inline Py_ssize_t scratch_bytes(const Call *call, Order order) noexcept nogil:
+    """Of any part of a call. (Fewer channels may have more blocks.)"""
+    cdef Py_ssize_t part = part_of_channels(call, order)
+    cdef Py_ssize_t last = call.channels - (call.channels - 1)//part*part
+    return max(scratch_of_part(call, part, order), scratch_of_part(call, last, order))
 
 
 cdef inline double inverse_std(double var, double eps) noexcept nogil:
