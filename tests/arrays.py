@@ -398,15 +398,16 @@ def assert_within(found, expected, limit):
     )
 
 
-def assert_stats(stats, x):
+def assert_stats(stats, x, usual=True):
     """Statistics of x: P1.
 
     float32: error of the mean below 1e-6 std, of the variance below 1e-6 var; constant channels exactly.
 
-    float64, with u = 2**-53: sums of d = x - pivot round d (u), d*d (u), and add each value to at most 36 others in
-    uncompensated sums: 39u of the sum of absolute terms. The pivot is good: E[d]**2 <= E[d**2]/2, so E[d**2] <= 2*var,
-    E|d| <= sqrt(2)*std. Then var = E[d**2] - E[d]**2 is within (39*2 + 2*39*2/sqrt(2))*u < 200u of var, and mean =
-    pivot + E[d] within 39*sqrt(2)*u < 64u of std, and 2u of itself.
+    float64, with u = 2**-53: sums of d = x - pivot round d (u), d*d (3u with those of d), and are added up 256 times in
+    a lane and 4 times across lanes before sums are compensated: 264u of the sum of absolute terms. The pivot is good:
+    E[d]**2 <= E[d**2]/2, so E[d**2] <= 2*var, E|d| <= sqrt(2)*std, abs(E[d]) <= std. Then var = E[d**2] - E[d]**2 is
+    within (264*2 + 2*264*sqrt(2))*u < 1300u of var, and mean = pivot + E[d] within 264*sqrt(2)*u < 380u of std, and 2u
+    of itself. That is where all roundings go one way: `usual` data, whose roundings do not, stay within a sixth.
     """
     mean, var = true_stats(x)
     assert stats.count == channels_of(x).shape[1]
@@ -416,8 +417,9 @@ def assert_stats(stats, x):
         assert_within(stats.mean, mean, 1e-6 * np.sqrt(var))
         assert_within(stats.var, var, 1e-6 * var)
     else:
-        assert_within(stats.mean, mean, U64 * (64 * np.sqrt(var) + 2 * abs(mean)))
-        assert_within(stats.var, var, U64 * 200 * var)
+        share = U64 / 6 if usual else U64
+        assert_within(stats.mean, mean, share * 380 * np.sqrt(var) + 2 * U64 * abs(mean))
+        assert_within(stats.var, var, share * 1300 * var)
     constant = (channels_of(x) == channels_of(x)[:, :1]).all(axis=1)
     assert np.array_equal(stats.var[constant], np.zeros(constant.sum()))
     assert np.array_equal(stats.mean[constant], channels_of(x)[constant, 0])
@@ -438,17 +440,20 @@ def assert_y(y, x, mean, var, gamma, beta, eps):
     assert_within(channels_of(y), rounded(expected, x.dtype), limit)
 
 
-def assert_dx(dx, dy, x, stats, gamma, eps, sums_of=None):
+def assert_dx(dx, dy, x, stats, gamma, eps, sums_of=None, usual=True):
     """dx in training: P1.
 
     float32: 4 roundings of the sum of the absolute terms; among subnormals each of the three terms rounds absolutely.
 
-    float64, with u = 2**-53: the sums are within 70u of those of absolute terms (a product, its difference, and 66
-    additions in a column before a sum is compensated); the factor of xhat has 12.5u, with the difference, the product
-    and two additions 16.5u: 87u of the sum of absolute terms with the absolute terms of the sums in it. 96u.
+    float64, with u = 2**-53: the sums are within 262u of those of absolute terms (a difference, a product, and 260
+    additions before a sum is compensated, see assert_stats); the factor of xhat has 12.5u, with the difference, the
+    product and two additions 16.5u: 279u of the sum of absolute terms with the absolute terms of the sums in it. A
+    third of that is enough for `usual` data.
     """
     expected, size, full_size = dx_terms(dy, x, stats, gamma, eps, sums_of)
-    limit = 4 * U32 * size + 3 * TINY32 if x.dtype == np.float32 else 96 * U64 * full_size + 3 * TINY64
+    limit = 4 * U32 * size + 3 * TINY32
+    if x.dtype == np.float64:
+        limit = (96 if usual else 288) * U64 * full_size + 3 * TINY64
     assert dx.dtype == x.dtype
     assert dx.shape == x.shape
     assert_within(channels_of(dx), rounded(expected, x.dtype), limit)
@@ -464,12 +469,12 @@ def assert_dx_of_constants(dx, dy, var, gamma, eps):
     assert_within(channels_of(dx), rounded(expected, dy.dtype), limit)
 
 
-def assert_parameter_gradients(dgamma, dbeta, dy, x, mean, var, eps):
+def assert_parameter_gradients(dgamma, dbeta, dy, x, mean, var, eps, usual=True):
     """dgamma, dbeta: within 1e-6 of the sum of absolute terms (P1), and rounded to their own dtype.
 
-    For float64 x with u = 2**-53: 70u as in assert_dx, and 3.5u for invstd and its product. 80u.
+    For float64 x with u = 2**-53: 262u as in assert_dx, and 3.5u for invstd and its product. 270u; `usual` data 80u.
     """
-    share = 1e-6 if x.dtype == np.float32 else 80 * U64
+    share = 1e-6 if x.dtype == np.float32 else (80 if usual else 270) * U64
     for found, (expected, size) in (
         (dgamma, dgamma_terms(dy, x, mean, var, eps)),
         (dbeta, dbeta_terms(dy)),

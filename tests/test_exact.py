@@ -7,6 +7,7 @@ from arrays import (
     HARD,
     LAYOUTS,
     U32,
+    U64,
     assert_dx,
     assert_dx_of_constants,
     assert_parameter_gradients,
@@ -325,6 +326,63 @@ def test_a_result_beyond_float32_is_infinite_and_not_nan(order):
     dy = np.full_like(x, 1.5)  # sum(dy*xmu) = -20*1.5*mean, and dx = -xmu*that/20: mean**2 with the sign of -1
     dx = fastbn.batch_norm_backward(dy, x, stats, eps=0).dx
     assert np.array_equal(channels_of(dx), np.full((2, 20), -np.inf))
+
+
+@pytest.mark.parametrize("order", ["planes", "rows"])
+def test_terms_beyond_float32_that_leave_a_result_within(order):
+    """dy*gamma*invstd overflows, and what is taken from it does; so do the terms of y before a residual."""
+    x = ORDERS[order](np.tile(np.float32([1e20, -1e20]), (1, 10)))
+    dy = ORDERS[order](np.tile(np.float32([3e38, -3e38, 2.9e38, -2.9e38]), (1, 5)))
+    stats, gamma = fastbn.batch_stats(x), np.array([1.2e20])
+    assert_dx(fastbn.batch_norm_backward(dy, x, stats, gamma, eps=0).dx, dy, x, stats, gamma, 0)
+
+    residual = ORDERS[order](np.tile(np.float32([-2e38, 2e38]), (1, 10)))
+    y = fastbn.normalize(x, stats.mean, stats.var, [4e38], eps=0, residual=residual)
+    np.testing.assert_allclose(channels_of(y), np.tile([2e38, -2e38], (1, 10)), rtol=4 * U32 * 3)
+
+
+# ---- sums that cancel
+
+
+@pytest.mark.parametrize("order", ["planes", "rows"])
+@pytest.mark.parametrize("mean", [0, 3, 10, 1e3, 6e4])
+def test_sums_that_cancel_far_from_zero(mean, order):
+    """dy as it comes from another normalization: orthogonal to 1 and to xhat, but for its rounding.
+
+    Where dy is 0, dx is what is left of the sums, which so little is left of: their errors must be those of float64.
+    """
+    rng = np.random.default_rng(0)
+    x = (mean + rng.standard_normal((6, 1000))).astype(np.float32)
+    dy = rng.standard_normal(x.shape)
+    dy[:, ::7] = 0
+    for c in range(len(x)):
+        live = np.flatnonzero(dy[c])
+        basis = np.stack([np.ones(live.size), (x[c, live] - x[c].mean(dtype=float)) / x[c].std(dtype=float)], axis=1)
+        for _ in range(2):
+            dy[c, live] -= basis @ np.linalg.lstsq(basis, dy[c, live])[0]
+    x, dy = ORDERS[order](x), ORDERS[order](dy.astype(np.float32))
+    stats = fastbn.batch_stats(x)
+    assert_dx(fastbn.batch_norm_backward(dy, x, stats, eps=0).dx, dy, x, stats, None, 0)
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+def test_float64_whose_roundings_all_go_one_way(columns):
+    """Terms of half a unit of the sum each, and more of them than fold in between: the bound, nearly reached."""
+    dy = np.full((4096, columns), 0.999 * U64)
+    dy[:16] = 1
+    x = np.random.default_rng(0).standard_normal(dy.shape)
+    if columns == 1:
+        x, dy = x.reshape(1, 1, -1), dy.reshape(1, 1, -1)
+    stats = fastbn.batch_stats(x)
+    found = fastbn.batch_norm_backward(dy, x, stats, np.ones(columns), np.ones(columns))
+    assert_parameter_gradients(found.dgamma, found.dbeta, dy, x, stats.mean, stats.var, 1e-5, usual=False)
+    assert_dx(found.dx, dy, x, stats, None, 1e-5, usual=False)
+    small = np.full(4096, 0.9999 * U64**0.5)
+    small[17::2] *= -1
+    small[:16] = np.tile([1.0, -1.0], 8)
+    x = np.repeat(small[:, None], columns, axis=1)
+    x = x.reshape(1, 1, -1) if columns == 1 else x
+    assert_stats(fastbn.batch_stats(x), x, usual=False)
 
 
 # ---- NaN and infinity

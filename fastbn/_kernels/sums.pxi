@@ -6,6 +6,7 @@
 
 cdef enum:
     PIVOT = 16              # values whose mean is the pivot of float64: near enough nearly always, and checked
+    NEAR = 4                # standard deviations, from which on a mean is far from zero
 
 
 cdef struct SumsTogether:
@@ -133,11 +134,12 @@ cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTog
 
 
 cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
-    """Whether sums of dy*x, without the mean, would lose too many of those bits: sum_dy_xmu is what is left of them.
+    """Whether sums of dy*x, without the mean, would lose bits that dx needs: sum_dy_xmu is what is left of them, and
+    itself may have cancelled (as it has where dy comes from another normalization).
 
     Given statistics say nothing about where x is.
     """
-    return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= 2.0**32*call.var[c]
+    return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= NEAR*NEAR*call.var[c]
 
 
 cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
@@ -148,7 +150,7 @@ cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t co
     if call.constant or call.from_y:
         return True
     for k in range(count):
-        near += mean[k]*mean[k] <= 2.0**32*var[k]
+        near += mean[k]*mean[k] <= NEAR*NEAR*var[k]
     return near < count
 
 
@@ -172,26 +174,35 @@ cdef inline double plain(double v) noexcept nogil:
     return v if v == v else NAN
 
 
-cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
+cdef inline double far_reaching(double by_x, double var, double values) noexcept nogil:
+    """1 where (x - mean)*by_x may be `large`: no value is farther than sqrt(values) deviations.
+
+    What it is added to may bring it back.
+    """
+    return 1.0 if by_x*by_x*var*values >= 2.0**204 else 0.0
+
+
+cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
                                const double *by_x) noexcept nogil:
     """choose_numbers() where float32 is computed: it takes the origin as two numbers, center + low.
 
     x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
     digits when abs(mean) >> std.
     """
-    cdef double center, add, wide, slope = call.act.slope
+    cdef double center, add, wide, slope = call.act.slope, values = call.values
+    cdef const double *var = call.var + c
     cdef Py_ssize_t k
     for k in range(count):
         center = <float>origin[k]
         add = f.add[k] - (origin[k] - center)*by_x[k]
         wide = (unfit(f.mul[k]) + unfit(f.mul[k]*slope) + unfit(f.by_x[k]) + large(origin[k]) + large(add)
-                + large(add*slope))
+                + large(add*slope) + far_reaching(by_x[k], var[k], values))
         f.center[k] = origin[k] if wide > 0 else center
         f.add[k] = f.add[k] if wide > 0 else add
         f.wide[k] = wide
 
 
-cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, const double *origin,
+cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
                                 const double *by_x) noexcept nogil:
     """Settle what x is taken about, and whether float32 will do; by_x is the factor of x."""
     cdef Py_ssize_t k
@@ -200,7 +211,7 @@ cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t count, 
             f.center[k] = origin[k]
             f.wide[k] = 0
     else:
-        choose_floats(call, f, count, origin, by_x)
+        choose_floats(call, f, c, count, origin, by_x)
     if call.storage == BFLOAT16:
         for k in range(count):
             f.center[k], f.mul[k] = plain(f.center[k]), plain(f.mul[k])
@@ -226,7 +237,7 @@ cdef inline void z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Num
     for k in range(count):
         f.add[k] = at(call.beta, c + k, 0.0)
         f.by_x[k] = 0
-    choose_numbers(call, f, count, call.mean + c, f.mul)
+    choose_numbers(call, f, c, count, call.mean + c, f.mul)
 
 
 cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
@@ -245,7 +256,7 @@ cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Nu
             f.add[k] = -f.mul[k]*(sum_dy[k]/values)
             by_x = -invstd[k]*(invstd[k]*(sum_dy_xmu[k]/values))
             f.by_x[k] = by_x if from_y else by_x*f.mul[k]
-    choose_numbers(call, f, count, call.origin + c, f.by_x)
+    choose_numbers(call, f, c, count, call.origin + c, f.by_x)
 
 
 cdef void find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ssize_t count,
