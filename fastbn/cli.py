@@ -85,7 +85,7 @@ def threads(text: str) -> int:
         with fastbn.num_threads(value):
             return value
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removeprefix("n: ")) from None
 
 
 def add_caffe(commands: Any) -> None:

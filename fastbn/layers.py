@@ -135,7 +135,7 @@ class BatchNorm:
         self.momentum = _checked_momentum(momentum)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.axis = _explain.as_axis(axis)
+        self.axis = _checked_axis(axis)
         self.dtype = _checked_dtype(dtype)
         self.activation = activation
         self.negative_slope = _explain.as_slope(negative_slope)
@@ -188,7 +188,8 @@ class BatchNorm:
         Warns
         -----
         RuntimeWarning
-            Where running statistics of some channels would not be finite: they stay as they were.
+            Where running statistics of some channels would not be finite: they stay as they were. (As an error it comes
+            when `out` is written, and nothing else has changed.)
         """
         from_batch = self._uses_batch_stats()
         moves = from_batch and self.training
@@ -214,6 +215,8 @@ class BatchNorm:
         elif from_batch:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
             if moves:
+                if out is not None:  # where a warning is an error: what was saved may have been overwritten
+                    self._saved = None
                 count, mean, var = stats
                 self._move_running_stats(to, mean, var, count / (count - 1), momentum, None)
             vectors = _core.copies(gamma, beta, None, None)
@@ -354,7 +357,7 @@ class BatchNorm:
         Raises
         ------
         ValueError
-            There are no running statistics, no batches, or another number of channels.
+            There are no running statistics, no batches, too few values, or another number of channels.
         """
         if not self.track_running_stats:
             raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
@@ -362,6 +365,8 @@ class BatchNorm:
         if stats[0].mean.size != self.num_features:
             raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
+        if population.count < 2:
+            raise ValueError(f"batches: expected 2 or more values per channel, got {population.count}")
         to = self._running_mean, self._running_var, self._num_batches_tracked
         self._move_running_stats(to, population.mean, population.unbiased_var, 1.0, 1.0, len(stats))
 
@@ -479,7 +484,17 @@ def _checked_features(num_features: Any) -> int:
         raise TypeError(f"num_features: expected an integer, got {type(num_features).__name__}") from None
     if features < 1 or isinstance(num_features, bool):
         raise ValueError(f"num_features: expected at least 1, got {num_features}")
+    if features > np.iinfo(np.intp).max // 8:
+        raise ValueError(f"num_features: expected a number of values that memory can hold, got {num_features}")
     return features
+
+
+def _checked_axis(axis: Any) -> int:
+    """Of an x that is not known yet."""
+    axis = _explain.as_axis(axis)
+    if not -64 <= axis < 64:
+        raise ValueError(f"axis: expected one that an array can have, -64 to 63, got {axis}")
+    return axis
 
 
 def _check_can_undo(
@@ -537,9 +552,10 @@ def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
         raise TypeError(f"{key}: expected {like.dtype}, got {given.dtype}")
     with np.errstate(all="ignore"), DefaultMode():
         new = given.astype(like.dtype)
+        fits = like.dtype.kind == "f" or np.array_equal(new < 0, given < 0)
     if key.startswith("running") and not np.isfinite(new).all():
         raise ValueError(f"{key}: expected finite values in the range of {like.dtype}")
-    if not np.array_equal(np.isfinite(new), np.isfinite(given)):
+    if not (fits and np.array_equal(np.isfinite(new), np.isfinite(given))):
         raise ValueError(f"{key}: expected values in the range of {like.dtype}")
     if key in ("running_var", "num_batches_tracked") and (new < 0).any():
         raise ValueError(f"{key}: expected values >= 0, got {new.min()}")

@@ -252,13 +252,17 @@ def batch_norm_backward(
 def population_stats(batches: Iterable[Any], *, axis: int = 1, method: str = "pooled") -> BatchStats:
     """Pooled: the statistics of all values together. Paper: means of the means and of the unbiased variances."""
     stats = [b if isinstance(b, BatchStats) else batch_stats(b, axis=axis) for b in batches]
+    stats = [s for s in stats if s.count] or stats[:1]
     n = sum(s.count for s in stats)
-    if method == "pooled":
-        mean = sum(s.count * s.mean for s in stats) / n
-        var = sum(s.count * (s.var + (s.mean - mean) ** 2) for s in stats) / n
-        return BatchStats(n, mean, var)
-    unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
-    return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)
+    if n == 0:
+        return stats[0]
+    with np.errstate(all="ignore"):
+        if method == "pooled":
+            mean = sum(s.count * s.mean for s in stats) / n
+            var = sum(s.count * (s.var + (s.mean - mean) ** 2) for s in stats) / n
+            return BatchStats(n, mean, var)
+        unbiased = np.mean([s.var * s.count / (s.count - 1) for s in stats], axis=0)
+        return BatchStats(n, np.mean([s.mean for s in stats], axis=0), unbiased * (n - 1) / n)
 
 
 def fold_batch_norm(
@@ -278,8 +282,9 @@ def fold_batch_norm(
     mean, bias, beta = (0 if v is None else np.asarray(v, np.float64) for v in (mean, bias, beta))
     scale = _column(gamma, 1) * _column(_invstd(var, eps), 1)
     scales = scale  # of each output channel, by input channel: those of one group, where the groups stand on the inputs
-    if axis != 0:
+    if axis % weight.ndim != 0:
         scales = np.repeat(scale.reshape(groups, -1), len(weight) // groups, axis=0).T
     outputs_first = np.moveaxis(weight, axis, 0)
-    folded = outputs_first * scales.reshape(scales.shape + (1,) * (weight.ndim - 2))
-    return np.moveaxis(folded, 0, axis), (bias - mean) * scale[:, 0] + beta
+    with np.errstate(all="ignore"):
+        folded = outputs_first * scales.reshape(scales.shape + (1,) * (weight.ndim - 2))
+        return np.moveaxis(folded, 0, axis), (bias - mean) * scale[:, 0] + beta

@@ -15,6 +15,8 @@ from fastbn._cpu import DefaultMode
 
 
 def _as_count(count: Any) -> int:
+    if isinstance(count, (bool, np.bool_)):
+        raise TypeError("count: expected an integer, got a bool")
     try:
         count = operator.index(count)
     except TypeError:
@@ -26,9 +28,17 @@ def _as_count(count: Any) -> int:
 
 def _frozen(name: str, values: Any) -> np.ndarray:
     """A read-only float64 copy of a vector."""
-    vector = np.array(values, np.float64)
-    if vector.ndim != 1:
-        raise ValueError(f"{name}: expected one number per channel, got shape {vector.shape}")
+    if values is None or isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected one number per channel, got {type(values).__name__}")
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"{name}: expected one number per channel: {error}") from None
+    if given.dtype.kind in "bcmMOSU":
+        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
+    if given.ndim != 1 or given.size == 0:
+        raise ValueError(f"{name}: expected one number per channel, got shape {given.shape}")
+    vector = np.array(given, np.float64)
     vector.flags.writeable = False
     return vector
 
@@ -227,6 +237,8 @@ def averaged(parts: Iterable[BatchStats]) -> BatchStats:
     parts = [part for part in parts if part.count]
     if not parts:
         raise ValueError("batches: expected at least one value, got empty batches only")
+    if min(part.count for part in parts) < 2:
+        raise ValueError("batches: expected 2 or more values per channel in each, for an unbiased variance, got 1")
     count = sum(part.count for part in parts)
     with np.errstate(all="ignore"), DefaultMode():
         mean = np.mean([part.mean for part in parts], axis=0)

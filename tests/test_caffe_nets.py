@@ -650,6 +650,9 @@ def test_the_exported_state(files, tmp_path, capsys):
         ((one(kind="BN"),), [], "layer 'bn': type BN"),
         ((BATCH_NORM,), ["--to", "out.npz"], "layer 'bn': the number of channels is not known"),
         ((BATCH_NORM + BATCH_NORM, MODEL), ["--to", "out.npz"], "layer 'bn': two blocks of the net have this name"),
+        (('layer { name: "r" type: "ReLU" bottom: "x" top: "x" }', MODEL), ["--to", "out.npz"], "got none"),
+        ((one(), MODEL), ["--to", "nowhere/out.npz"], "No such file or directory: 'nowhere/out.npz'"),
+        ((one(), MODEL), ["--to", "."], "Is a directory: '.'"),
     ],
 )
 def test_errors_of_the_command(contents, arguments, message, files, capsys, monkeypatch, tmp_path):

@@ -611,6 +611,16 @@ OTHERS = {
     "BatchStats count huge": (lambda a: fastbn.BatchStats(2**63, [1], [1]), ValueError, "^count: .*below 2"),
     "BatchStats mean 2-d": (lambda a: fastbn.BatchStats(2, [[1]], [1]), ValueError, "^mean: expected one number per"),
     "BatchStats var 0-d": (lambda a: fastbn.BatchStats(2, [1], 1), ValueError, "^var: expected one number per"),
+    "BatchStats mean None": (lambda a: fastbn.BatchStats(2, None, [1]), TypeError, "^mean: expected one number .*None"),
+    "BatchStats mean masked": (
+        lambda a: fastbn.BatchStats(2, np.ma.array([1.0], mask=[1]), [1]), TypeError, "^mean: .*got MaskedArray",
+    ),
+    "BatchStats mean text": (lambda a: fastbn.BatchStats(2, ["a"], [1]), TypeError, "^mean: expected real numbers"),
+    "BatchStats var complex": (lambda a: fastbn.BatchStats(2, [1], [1j]), TypeError, "^var: expected real numbers"),
+    "BatchStats mean ragged": (lambda a: fastbn.BatchStats(2, [[1], [1, 2]], [1]), TypeError, "^mean: expected one n"),
+    "BatchStats no channels": (lambda a: fastbn.BatchStats(2, [], []), ValueError, "^mean: expected one number per"),
+    "BatchStats count True": (lambda a: fastbn.BatchStats(True, [1], [1]), TypeError, "^count: .*got a bool"),
+    "GradientSums text": (lambda a: fastbn.GradientSums(["1"], [1]), TypeError, "^sum_dy: expected real numbers"),
     "BatchStats lengths": (lambda a: fastbn.BatchStats(2, [1], [1, 2]), ValueError, "^var: expected 1 channels"),
     "BatchStats + BatchStats": (lambda a: a.stats + a.stats, TypeError, "merge"),
     "BatchStats * 2": (lambda a: a.stats * 2, TypeError, "unsupported"),
@@ -646,7 +656,7 @@ OTHERS = {
         lambda a: fastbn.population_stats([a.stats, a.x[:, :2]], method="paper"), ValueError, "^batches: expected the",
     ),
     "paper, one value": (
-        lambda a: fastbn.population_stats([a.x[:1, :, :1]], method="paper"), ValueError, "^count: expected 2 or more",
+        lambda a: fastbn.population_stats([a.x[:1, :, :1]], method="paper"), ValueError, "^batches: expected 2 or more",
     ),
     "paper, no value": (
         lambda a: fastbn.population_stats([a.x[:0]], method="paper"), ValueError, "^batches: expected at least one v",
@@ -655,6 +665,7 @@ OTHERS = {
     "no argument": (lambda a: fastbn.BatchNorm(), TypeError, "num_features"),
     "num_features 0": (lambda a: fastbn.BatchNorm(0), ValueError, "^num_features: expected at least 1, got 0"),
     "num_features -1": (lambda a: fastbn.BatchNorm(-1), ValueError, "^num_features: .*got -1"),
+    "num_features huge": (lambda a: fastbn.BatchNorm(2**70), ValueError, "^num_features: expected a number of values"),
     "num_features 3.0": (lambda a: fastbn.BatchNorm(3.0), TypeError, "^num_features: .*got float"),
     "num_features True": (lambda a: fastbn.BatchNorm(True), (TypeError, ValueError), "^num_features: "),
     "eps 0": (lambda a: fastbn.BatchNorm(3, 0), ValueError, "^eps: expected a number > 0, got 0"),
@@ -677,6 +688,7 @@ OTHERS = {
     "layer axis -1": (
         lambda a: fastbn.BatchNorm(3, axis=-1)(a.x), ValueError, "^x: expected 3 channels on axis -1, got shape",
     ),
+    "layer axis huge": (lambda a: fastbn.BatchNorm(3, axis=10**30), ValueError, "^axis: expected one that an array"),
     "layer axis True": (lambda a: fastbn.BatchNorm(3, axis=True), TypeError, "^axis: expected an integer, got a bool"),
     "layer axis 1.0": (lambda a: fastbn.BatchNorm(3, axis=1.0), TypeError, "^axis: expected an integer, got float"),
     "layer axis by position": (
@@ -731,7 +743,7 @@ OTHERS = {
         lambda a: a.bn.recalibrate([a.x, a.x[:, :2]]), ValueError, "^batches: expected the same number of channels",
     ),
     "recalibrate method": (lambda a: a.bn.recalibrate([a.x], method="x"), ValueError, "^method: expected"),
-    "recalibrate one value": (lambda a: a.bn.recalibrate([a.x[:1, :, :1]]), ValueError, "^count: expected 2 or more"),
+    "recalibrate one value": (lambda a: a.bn.recalibrate([a.x[:1, :, :1]]), ValueError, "^batches: expected 2 or more"),
     "load None": (lambda a: a.bn.load_state_dict(None), TypeError, "^d: expected a mapping, got NoneType"),
     "load without weight": (
         lambda a: a.bn.load_state_dict({k: v for k, v in a.state.items() if k != "weight"}), KeyError,
@@ -748,6 +760,10 @@ OTHERS = {
     ),
     "load count float": (
         lambda a: a.bn.load_state_dict({**a.state, "num_batches_tracked": 3.0}), TypeError, "^num_batches_tracked: ",
+    ),
+    "load count huge": (
+        lambda a: a.bn.load_state_dict({**a.state, "num_batches_tracked": np.uint64(2**63 + 5)}), ValueError,
+        "^num_batches_tracked: expected values in the range of int64",
     ),
     "load count negative": (
         lambda a: a.bn.load_state_dict({**a.state, "num_batches_tracked": -3}), ValueError,

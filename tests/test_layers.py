@@ -475,6 +475,21 @@ def test_a_warning_that_is_an_error_comes_before_any_change(spoil, dtype):
     assert np.array_equal(fastbn.BatchNorm(3)(x), y)
 
 
+def test_where_a_warning_is_an_error_out_is_written_and_backward_wants_a_forward():
+    x, dy = data()
+    bn = fastbn.BatchNorm(3)
+    bn(x)
+    before = state(bn)
+    x[0, 0] = np.nan  # the saved one: it will be overwritten
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(RuntimeWarning):
+            bn(x, out=x)
+    assert state(bn) == before
+    with pytest.raises(RuntimeError, match="backward"):
+        bn.backward(dy)
+
+
 def fastbn_backward_of(bn, x, dy):
     """dx of a layer like this one after a forward of x."""
     other = copy.deepcopy(bn)

@@ -129,6 +129,29 @@ def test_population():
     np.testing.assert_allclose(pooled.var, [59.2 / 5], rtol=1e-15)
 
 
+@pytest.mark.parametrize("method", ["pooled", "paper"])
+def test_population_leaves_out_empty_batches(method):
+    batches = [np.array([[1.0], [3.0]]), np.empty((0, 1)), np.array([[5.0], [7.0]])]
+    count, mean, var = reference.population_stats(batches, method=method)
+    assert (count, mean) == (4, 4)
+    np.testing.assert_allclose(var, [5.0 if method == "pooled" else 2 * 3 / 4], rtol=1e-15)
+    assert reference.population_stats(batches[1:2]).count == 0
+
+
+def test_what_is_infinite_does_not_warn():
+    infinite = np.full((2, 1), np.inf)
+    assert np.isnan(reference.population_stats([infinite, infinite]).var)
+    weight, _ = reference.fold_batch_norm([[np.inf]], None, [0.0], [1.0], [0.0])
+    assert np.isnan(weight)
+
+
+def test_an_axis_of_a_folded_weight_counts_from_the_end_too():
+    weight = np.arange(4.0 * 2 * 3).reshape(4, 2, 3)
+    of = None, np.zeros(4), np.arange(1.0, 5), np.arange(4.0)
+    for a, b in zip(*(reference.fold_batch_norm(weight, *of, axis=k, groups=2) for k in (0, -3)), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_population_of_statistics_is_that_of_their_arrays():
     batches = [np.array([[1.0], [3.0]]), np.array([[5.0], [9.0], [10.0]])]
     for method in ("pooled", "paper"):

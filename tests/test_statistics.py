@@ -310,7 +310,7 @@ def test_population_wants_values():
         fastbn.population_stats([])
     with pytest.raises(ValueError, match="batches"):
         fastbn.population_stats([np.empty((0, 3))], method="paper")
-    with pytest.raises(ValueError, match="count"):
+    with pytest.raises(ValueError, match="batches"):
         fastbn.population_stats([np.ones((1, 3)), np.ones((2, 3))], method="paper")
 
 

@@ -44,8 +44,10 @@ def state(net: Net) -> dict[str, np.ndarray]:
 
 
 def export(net: Net, path: str | os.PathLike[str]) -> None:
-    """Write `state` to an npz file."""
+    """Write `state` to an npz file. ValueError where there is nothing to write."""
     arrays: Any = state(net)
+    if not arrays:
+        raise ValueError("net: expected batch-norm layers with blobs to export, got none")
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write(path, buffer.getvalue())
