@@ -73,8 +73,8 @@ class BatchNorm:
         Added to the variance, > 0.
     momentum : float or None
         Weight of the *new* value, 0 to 1. (Keras, TensorFlow and Caffe give that of the old one: take 1 minus theirs.)
-        None: the plain average of all batches seen. (A batch that a channel's statistics leave out, see Warns of a call,
-        counts for it as one that changed nothing.)
+        None: the plain average of all batches seen. (A batch that a channel's statistics leave out, see the warning of
+        a call, counts for it as one that changed nothing.)
     affine : bool
         Whether the layer has gamma and beta.
     track_running_stats : bool
