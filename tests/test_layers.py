@@ -194,7 +194,9 @@ def readonly(name):
 
 def cast(name, dtype):
     def change(bn):
-        getattr(bn, name).dtype = dtype
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # since NumPy 2.5; it does so all the same
+            getattr(bn, name).dtype = dtype
 
     return change
 
