@@ -58,9 +58,9 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
     if formula is Gradient or formula is Scaled:
         use_sums(loops, typed, <const Products *>NULL, <const FarProducts *>NULL)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        use_sums(loops, typed, <const ClippedProducts *>NULL, <const FarGatedProducts *>NULL)
+        use_sums(loops, typed, <const ClippedProducts *>NULL, <const FarClippedProducts *>NULL)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        use_sums(loops, typed, <const LeakyProducts *>NULL, <const FarGatedProducts *>NULL)
+        use_sums(loops, typed, <const LeakyProducts *>NULL, <const FarLeakyProducts *>NULL)
     else:
         use_sums(loops, typed, <const Deviations *>NULL, <const FarDeviations *>NULL)
 

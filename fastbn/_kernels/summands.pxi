@@ -25,7 +25,11 @@ cdef struct LeakyProducts:      # of one with a slope
     char nothing
 
 
-cdef struct FarGatedProducts:   # of any
+cdef struct FarClippedProducts:
+    char nothing
+
+
+cdef struct FarLeakyProducts:
     char nothing
 
 
@@ -36,7 +40,8 @@ ctypedef fused summed:
     FarProducts
     ClippedProducts
     LeakyProducts
-    FarGatedProducts
+    FarClippedProducts
+    FarLeakyProducts
 
 
 ctypedef fused summed_first:
@@ -49,7 +54,8 @@ ctypedef fused summed_first:
 ctypedef fused summed_again:
     FarDeviations
     FarProducts
-    FarGatedProducts
+    FarClippedProducts
+    FarLeakyProducts
 
 
 cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
@@ -84,15 +90,13 @@ cdef inline void summands(const stored *dy, const stored *x, lanes_t center, con
     cdef lanes_t values
     if summed is Deviations or summed is FarDeviations:
         d[0] = g[0] = deviations(read_lanes(x), center, x, of)
-    elif summed is LeakyProducts:
+    elif summed is LeakyProducts or summed is FarLeakyProducts:
         values = read_lanes(x)
         g[0] = leaky_lanes(dy, values, f, column)
         d[0] = deviations(values, center, x, of)
     else:
-        if summed is ClippedProducts:
+        if summed is ClippedProducts or summed is FarClippedProducts:
             g[0] = clipped_lanes(dy, x, f, column)
-        elif summed is FarGatedProducts:
-            g[0] = clipped_lanes(dy, x, f, column) if f.act.slope == 1 else leaky_lanes(dy, read_lanes(x), f, column)
         else:
             g[0] = read_lanes(dy)
         d[0] = deviations(read_lanes(x), center, x, of)
