@@ -36,12 +36,14 @@ if not DEBUG:
     FLAGS["unix"].append("-g0")  # Python's own flags have -g: modules of 24 MB instead of 2.4
 
 # GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy
-# a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), and calls inline
-# functions inside loops, registers saved and all, when it thinks a module large. Other compilers do not need it.
+# a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), adds to pointers
+# that go on together as to one vector, which it takes to pieces again, and calls inline functions inside loops, all
+# registers saved, when it thinks a module large. Other compilers do not need it.
 KEEP_LANE_LOOPS = [
     "--param",
     "max-completely-peel-times=4",
     "-fno-tree-loop-distribute-patterns",
+    "-fno-tree-slp-vectorize",
     "-DCYTHON_INLINE=__inline__ __attribute__((always_inline))",
 ]
 

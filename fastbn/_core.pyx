@@ -316,14 +316,13 @@ cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
     return plane
 
 
-cdef void view(cnp.ndarray a, int channels, const Call *call, View *v) noexcept:
+cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
     """The view that kernels take of an array with its channels on this axis."""
     cdef int axis, last = -1
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
     v.channel = cnp.PyArray_STRIDE(a, channels)
-    v.storage = call.storage if call.unrounded else AS_IS
-    v.aligned = cnp.PyArray_ISALIGNED(a) and v.storage == AS_IS
+    v.aligned = cnp.PyArray_ISALIGNED(a)
     for axis in range(cnp.PyArray_NDIM(a)):
         length, step = cnp.PyArray_DIM(a, axis), cnp.PyArray_STRIDE(a, axis)
         if axis == channels or length == 1:
@@ -343,25 +342,12 @@ cdef void view(cnp.ndarray a, int channels, const Call *call, View *v) noexcept:
 
 # ---- running a kernel
 
-cdef inline void compute_in_its_type(Call *call, cnp.ndarray x) noexcept:
-    """In that of x; half types in float32."""
-    call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
-    call.storage = storage_of(x)
-    call.unrounded = False
-
-
-cdef inline void compute_unrounded(Call *call) noexcept:
-    """In float64, without a place for what another type would round."""
-    call.dtype = FLOAT64
-    call.storage = SINGLE if call.storage == AS_IS else call.storage
-    call.unrounded = True
-
-
 cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
     """A call on x, with its channels on this axis and everything optional absent."""
     cdef Call call
     memset(&call, 0, sizeof(Call))
-    compute_in_its_type(&call, x)
+    call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    call.storage = storage_of(x)
     call.channels = cnp.PyArray_DIM(x, channels)
     call.values = cnp.PyArray_SIZE(x)//call.channels
     call.plane = values_in_a_row(x, channels)
@@ -371,7 +357,7 @@ cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
 
 cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
     if call.storage != AS_IS:
-        return 4 if call.storage == SINGLE else 2
+        return 2
     return 8 if call.dtype == FLOAT64 else 4
 
 
@@ -396,19 +382,19 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if call.values == 0:
         return 0
     if x is not None:
-        view(x, channels, call, &x_view)
+        view(x, channels, &x_view)
         call.x = &x_view
     if dy is not None:
-        view(dy, channels, call, &dy_view)
+        view(dy, channels, &dy_view)
         call.dy = &dy_view
     if out is not None:
-        view(out, channels, call, &out_view)
+        view(out, channels, &out_view)
         call.out = &out_view
     if y is not None:
-        view(y, channels, call, &y_view)
+        view(y, channels, &y_view)
         call.y = &y_view
     if dresidual is not None:
-        view(dresidual, channels, call, &dresidual_view)
+        view(dresidual, channels, &dresidual_view)
         call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stream = out is not None and call.values*call.channels*itemsize_of(call) >= STREAM_FROM
@@ -513,7 +499,6 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     if from_y:
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
     cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None, zeros
-    cdef bint alone     # dresidual: it does not come with the rest
     if y is not None and not from_y:
         of_mask = accept_like(y, "y", a)
     elif residual and activation is not None:
@@ -546,36 +531,31 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     if from_y:
         zeros = new_vector(call.channels)
         call.origin = doubles(zeros if b is None else b64)
-    if from_y and activation is not None:
-        of_mask = a
-    elif not residual:
+    if not residual:
         of_mask = None
     elif activation is None:
         of_mask = d
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
-    if call.dtype != FLOAT64 and of_mask is not None and act.slope != 1:
-        compute_unrounded(&call)
-    alone = dresidual is not None and dx is None and (call.unrounded or not call.measure)
     if call.measure or need_dx:
         run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
-            None if alone else dresidual)
-    if alone:
+            dresidual if need_dx else None)
+    if dresidual is not None and not need_dx:
         fill_dresidual(call, channels, a, d, of_mask, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
     return dx, s, t, dgamma, dbeta, dresidual
 
 
-cdef int fill_dresidual(Call call, int channels, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
+cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarray dy, cnp.ndarray y,
                         cnp.ndarray dresidual) except -1:
-    """Nothing else is wanted: it comes with sums that nobody needs."""
-    cdef cnp.ndarray s = new_vector(call.channels), t = new_vector(call.channels)
-    compute_in_its_type(&call, x)
-    call.measure = True
-    call.sum_dy, call.sum_dy_xmu = doubles(s), doubles(t)
-    return run(&call, channels, x, x, dy, None, y, dresidual)
+    """dresidual without dx: both are the same where statistics are constant and scale nothing."""
+    cdef cnp.ndarray zeros = new_vector(call.channels)
+    call.measure, call.constant = False, True
+    call.mean = call.var = doubles(zeros)
+    call.origin, call.gamma, call.eps = call.mean, NULL, 1
+    return run(&call, channels, order_of, None, dy, dresidual, y, dresidual)
 
 
 def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):

@@ -51,6 +51,16 @@ cdef inline void gate_line(const real *dy, const real *x, real *g, held above, h
         g[k] = kept[k]
 
 
+cdef inline void choose_line(const real *y, real *to, held above, held below, Py_ssize_t column,
+                             Py_ssize_t count) noexcept nogil:
+    """`above` where y > 0, else `below`."""
+    cdef Py_ssize_t k
+    cdef real v, b
+    for k in range(count):
+        v, b = number(above, column + k, y), number(below, column + k, y)
+        to[k] = v if y[k] > 0 else b
+
+
 # ---- gradients behind an activation, for their sums
 
 cdef inline lanes_t leaky_lanes(const stored *dy, lanes_t x, const numbers *f, Py_ssize_t column) noexcept nogil:
@@ -63,90 +73,25 @@ cdef inline lanes_t leaky_lanes(const stored *dy, lanes_t x, const numbers *f, P
     return lanes_leak(read_lanes(dy), x, low, high, f.act.slope)
 
 
-cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, const numbers *f,
+cdef inline lanes_t leak_above_0(lanes_t dy, lanes_t y, const numbers *f) noexcept nogil:
+    """dy where y > 0, else what the slope makes of it."""
+    return lanes_leak(dy, y, lanes_all(2.0**-1074), lanes_all(INFINITY), f.act.slope)
+
+
+cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, held_gate low, held_gate high,
                                   Py_ssize_t column) noexcept nogil:
     cdef double g64[LANES]
     cdef float g32[LANES]
     cdef float x32[LANES]
     cdef float dy32[LANES]
     if stored is double:
-        gate_line(dy, x, <double *>g64, 1.0, 1.0, f.gate.low, f.gate.high, column, False, LANES)
+        gate_line(dy, x, <double *>g64, 1.0, 1.0, low, high, column, False, LANES)
         return lanes_load(g64)
     elif stored is float:
-        gate_line(dy, x, <float *>g32, 1.0, 1.0, f.gate.low, f.gate.high, column, False, LANES)
+        gate_line(dy, x, <float *>g32, 1.0, 1.0, low, high, column, False, LANES)
         return lanes_widen(g32)
     else:
         widen(x, x32, LANES)
         widen(dy, dy32, LANES)
-        gate_line(<const float *>dy32, <const float *>x32, <float *>g32, 1.0, 1.0, f.gate.low, f.gate.high, column,
-                  False, LANES)
+        gate_line(<const float *>dy32, <const float *>x32, <float *>g32, 1.0, 1.0, low, high, column, False, LANES)
         return lanes_widen(g32)
-
-
-# ---- gradients of which y tells
-
-cdef inline void gate_stored(const stored *dy, const stored *y, stored *g, const Activation *act,
-                             bint slope) noexcept nogil:
-    """LANES of them, as they are stored."""
-    cdef float dy32[LANES]
-    cdef float y32[LANES]
-    cdef float g32[LANES]
-    if slope:       # where y > 0
-        write_lanes(g, lanes_leak(read_lanes(dy), read_lanes(y), lanes_all(2.0**-1074), lanes_all(INFINITY), act.slope))
-    elif stored is float or stored is double:
-        gate_line(dy, y, g, 1.0, 1.0, act.lower, act.upper, 0, False, LANES)
-    else:
-        widen(dy, dy32, LANES)
-        widen(y, y32, LANES)
-        gate_line(<const float *>dy32, <const float *>y32, <float *>g32, 1.0, 1.0, act.lower, act.upper, 0, False,
-                  LANES)
-        narrow(g32, g, LANES)
-
-
-cdef inline void gate_lines(const stored *dy, const stored *y, stored *g, Py_ssize_t length, const Activation *act,
-                            bint slope) noexcept nogil:
-    """Of LANES values or more. g may take the place of dy, so the last LANES, which overlap others, are read first."""
-    cdef stored line[LANES]
-    cdef stored last[LANES]
-    cdef Py_ssize_t i = 0, rest = length - LANES
-    gate_stored(dy + rest, y + rest, last, act, slope)
-    while i + LANES <= length:
-        prefetch_lanes(dy + i + CHUNK)
-        prefetch_lanes(y + i + CHUNK)
-        gate_stored(dy + i, y + i, line, act, slope)
-        put_line(g + i, line, LANES)
-        i += LANES
-    put_line(g + rest, last, LANES)
-
-
-cdef void gate_values(const stored *dy, const stored *y, stored *g, Py_ssize_t length,
-                      const Activation *act) noexcept nogil:
-    """g = dy*act'."""
-    cdef stored dy_line[LANES]
-    cdef stored y_line[LANES]
-    cdef stored line[LANES]
-    cdef Activation own = act[0]
-    if length < LANES:
-        gate_stored(last_line(dy, length, dy_line), last_line(y, length, y_line), line, &own, own.slope != 1)
-        memcpy(g, line + LANES - length, length*sizeof(stored))
-    elif own.slope == 1:
-        gate_lines(dy, y, g, length, &own, False)
-    else:
-        gate_lines(dy, y, g, length, &own, True)
-
-
-cdef void undo_values(const double *y, double *z, Py_ssize_t length, const Activation *act) noexcept nogil:
-    """z from the y of a leaky activation, at most CHUNK values, into a tile."""
-    cdef double line[LANES]
-    cdef double slope = act.slope
-    cdef lanes_t v, low = lanes_all(2.0**-1074), high = lanes_all(INFINITY)
-    cdef Py_ssize_t i = 0
-    while i < length:
-        if i + LANES > length:
-            memset(line, 0, sizeof(line))
-            memcpy(line, y + i, (length - i)*sizeof(double))
-            v = lanes_load(line)
-        else:
-            v = lanes_load(y + i)
-        lanes_store(z + i, lanes_unleak(v, low, high, slope))
-        i += LANES

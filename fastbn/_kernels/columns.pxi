@@ -13,7 +13,7 @@ cdef struct GateColumns:
 cdef struct Columns:
     # Of the type of the values: of `width` columns and, once more, of the first LANES.
     column_values center, mul, add, by_x
-    column_values mul_below, add_below      # only where there is an activation or a residual
+    column_values center_below, mul_below, add_below, by_x_below    # only where there is an activation or a residual
     GateColumns gate
     Activation act
     Py_ssize_t width
@@ -68,7 +68,7 @@ cdef inline void repeat_columns(column_values first, const Columns *columns, con
         v[j] = v[j - columns.channels]
 
 
-cdef void set_columns(Columns *columns, bint activated, const real *typed) noexcept nogil:
+cdef void set_columns(Columns *columns, bint activated, bint undone, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
     cdef const Numbers *f = &columns.each
     put_columns(columns.center, f.center, 1, columns, typed)
@@ -78,7 +78,23 @@ cdef void set_columns(Columns *columns, bint activated, const real *typed) noexc
     if activated:
         put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
         put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
+    if undone:
+        undo_columns(columns, typed)
     columns.act, columns.wide = f.act, f.any_wide
+
+
+cdef void undo_columns(Columns *columns, const real *typed) noexcept nogil:
+    """Those below 0 where x is a y that a slope has made smaller."""
+    cdef Coefficients own
+    cdef Py_ssize_t c
+    for c in range(columns.channels):
+        own = coefficients_of(&columns.each, c)
+        undo(&own)
+        (<real *>columns.center_below)[c] = <real>own.center_below
+        (<real *>columns.add_below)[c], (<real *>columns.by_x_below)[c] = <real>own.add_below, <real>own.by_x_below
+    repeat_columns(columns.center_below, columns, typed)
+    repeat_columns(columns.add_below, columns, typed)
+    repeat_columns(columns.by_x_below, columns, typed)
 
 
 cdef void set_gate_columns(Columns *columns, const Gate *gates, const real *typed) noexcept nogil:

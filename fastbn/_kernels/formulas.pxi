@@ -46,6 +46,30 @@ cdef struct LeakyScaled:        # behind one with a slope
     char nothing
 
 
+cdef struct ClippedJoinGradient:    # behind a residual and an activation, of which y tells; g = dy*act'(z), too
+    char nothing
+
+
+cdef struct LeakyJoinGradient:
+    char nothing
+
+
+cdef struct ClippedJoinScaled:
+    char nothing
+
+
+cdef struct LeakyJoinScaled:
+    char nothing
+
+
+cdef struct UndoneGradient:     # where x is a y that a slope has made smaller
+    char nothing
+
+
+cdef struct UndoneScaled:
+    char nothing
+
+
 ctypedef fused formula:
     Normalized
     Clipped
@@ -58,14 +82,37 @@ ctypedef fused formula:
     Scaled
     ClippedScaled
     LeakyScaled
+    ClippedJoinGradient
+    LeakyJoinGradient
+    ClippedJoinScaled
+    LeakyJoinScaled
+    UndoneGradient
+    UndoneScaled
 
 
 cdef inline bint reads_x(const formula *what) noexcept nogil:
-    return formula is not Scaled
+    return formula is not Scaled and formula is not ClippedJoinScaled and formula is not LeakyJoinScaled
 
 
 cdef inline bint reads_dy(const formula *what) noexcept nogil:
     return formula is not Normalized and formula is not Clipped and formula is not Leaky
+
+
+cdef inline bint is_clipped_join(const formula *what) noexcept nogil:
+    return formula is ClippedJoinGradient or formula is ClippedJoinScaled
+
+
+cdef inline bint is_leaky_join(const formula *what) noexcept nogil:
+    return formula is LeakyJoinGradient or formula is LeakyJoinScaled
+
+
+cdef inline bint reads_y(const formula *what) noexcept nogil:
+    """And writes g."""
+    return is_clipped_join(what) or is_leaky_join(what)
+
+
+cdef inline bint is_undone(const formula *what) noexcept nogil:
+    return formula is UndoneGradient or formula is UndoneScaled
 
 
 cdef inline bint is_gated(const formula *what) noexcept nogil:
@@ -73,85 +120,195 @@ cdef inline bint is_gated(const formula *what) noexcept nogil:
             or formula is LeakyScaled)
 
 
-cdef inline void compute_reals(const real *dy, const real *x, real *line, const numbers *f, Py_ssize_t column,
-                               Py_ssize_t count, const formula *what) noexcept nogil:
+cdef inline bint is_gradient(const formula *what) noexcept nogil:
+    """In full: with the terms that the statistics bring."""
+    return (formula is Gradient or formula is ClippedGradient or formula is LeakyGradient
+            or formula is ClippedJoinGradient or formula is LeakyJoinGradient or formula is UndoneGradient)
+
+
+cdef inline Place needed(const Place *at, const formula *what) noexcept nogil:
+    """Without what the formula does not use, so that compilers need not keep it."""
+    cdef Place own
+    own.x = at.x if reads_x(what) else NULL
+    own.dy = at.dy if reads_dy(what) else NULL
+    own.y = at.y if reads_y(what) else NULL
+    own.out = at.out
+    own.dresidual = at.dresidual if reads_y(what) else NULL
+    return own
+
+
+# ---- coefficients
+
+cdef inline void undo(Coefficients *f) noexcept nogil:
+    """Where x is a y that a slope has made smaller, and float32 computes: those of what is below 0.
+
+    (x/slope - center)*by_x is (x - center*slope)*by_x/slope, in which the product is again taken as two numbers.
+    """
+    cdef double center = f.center*f.act.slope
+    f.center_below = <float>center
+    f.by_x_below = f.by_x/f.act.slope
+    f.add_below = f.add - (center - f.center_below)*f.by_x_below
+
+
+cdef inline Coefficients coefficients(const Numbers *f, Py_ssize_t k, const stored *typed,
+                                      const formula *what) noexcept nogil:
+    """Those of one channel."""
+    cdef Coefficients own = coefficients_of(f, k)
+    if is_undone(what) and stored is not double:
+        undo(&own)
+    return own
+
+
+# ---- the formulas
+
+cdef inline void multiply_gradients(const real *dy, const real *x, const real *y, real *line, real *g,
+                                    const numbers *f, Py_ssize_t column, Py_ssize_t count,
+                                    const formula *what) noexcept nogil:
+    """dy*mul*act'(z), and g = dy*act'(z) where y tells."""
+    cdef real by[LANES]
+    cdef Py_ssize_t k
+    if is_gated(what):
+        gate_line(dy, x, line, f.mul, f.mul_below, f.gate.low, f.gate.high, column,
+                  formula is LeakyGradient or formula is LeakyScaled, count)
+    elif is_clipped_join(what):
+        gate_line(dy, y, g, 1.0, 1.0, f.act.lower, f.act.upper, column, False, count)
+        for k in range(count):
+            line[k] = g[k]*number(f.mul, column + k, x)
+    elif is_leaky_join(what) or is_undone(what):
+        if is_leaky_join(what):
+            choose_line(y, <real *>by, 1.0, f.act.slope, column, count)
+            for k in range(count):
+                g[k] = dy[k]*by[k]
+        choose_line(y if is_leaky_join(what) else x, <real *>by, f.mul, f.mul_below, column, count)
+        for k in range(count):
+            line[k] = dy[k]*by[k]
+    else:
+        for k in range(count):
+            line[k] = dy[k]*number(f.mul, column + k, x)
+
+
+cdef inline void add_undone(const real *x, real *line, const numbers *f, Py_ssize_t column,
+                            Py_ssize_t count) noexcept nogil:
+    """line + add + (z - center)*by_x, with the z of which a slope has made x."""
+    cdef real add[LANES]
+    cdef real by_x[LANES]
+    cdef real d[LANES]
+    cdef Py_ssize_t k
+    if real is double:
+        choose_line(x, <real *>d, 1.0, f.act.slope, column, count)
+        for k in range(count):
+            d[k] = (x[k]/d[k] - number(f.center, column + k, x))*number(f.by_x, column + k, x)
+            line[k] = (line[k] + number(f.add, column + k, x)) + d[k]
+    else:
+        choose_line(x, <real *>d, f.center, f.center_below, column, count)
+        choose_line(x, <real *>add, f.add, f.add_below, column, count)
+        choose_line(x, <real *>by_x, f.by_x, f.by_x_below, column, count)
+        for k in range(count):
+            line[k] = (line[k] + add[k]) + (x[k] - d[k])*by_x[k]
+
+
+cdef inline void compute_reals(const real *dy, const real *x, const real *y, real *line, real *g, const numbers *f,
+                               Py_ssize_t column, Py_ssize_t count, const formula *what) noexcept nogil:
     """`count` results, at most LANES, the first of which stands in `column`."""
     cdef Py_ssize_t k
     cdef real d
     cdef real below[LANES]
-    if is_gated(what):
-        gate_line(dy, x, line, f.mul, f.mul_below, f.gate.low, f.gate.high, column,
-                  formula is LeakyGradient or formula is LeakyScaled, count)
-    for k in range(count):
-        if formula is Normalized:
-            d = x[k] - number(f.center, column + k, x)
-            line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
-        elif formula is Clipped or formula is Leaky:
+    if reads_dy(what) and formula is not ClippedJoin and formula is not LeakyJoin:
+        multiply_gradients(dy, x, y, line, g, f, column, count, what)
+    if formula is UndoneGradient:
+        add_undone(x, line, f, column, count)
+    elif is_gradient(what):
+        for k in range(count):
+            d = (x[k] - number(f.center, column + k, x))*number(f.by_x, column + k, x)
+            line[k] = (line[k] + number(f.add, column + k, x)) + d
+    elif formula is Normalized or formula is Clipped or formula is Leaky:
+        for k in range(count):
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + number(f.add, column + k, x)
             if formula is Leaky:
                 below[k] = d*number(f.mul_below, column + k, x) + number(f.add_below, column + k, x)
-        elif formula is ClippedJoin or formula is LeakyJoin:
+    elif formula is ClippedJoin or formula is LeakyJoin:
+        for k in range(count):
             d = x[k] - number(f.center, column + k, x)
             line[k] = d*number(f.mul, column + k, x) + (number(f.add, column + k, x) + dy[k])
             if formula is LeakyJoin:
                 below[k] = (d*number(f.mul_below, column + k, x)
                             + (number(f.add_below, column + k, x) + dy[k]*<real>f.act.slope))
-        elif formula is Gradient or formula is ClippedGradient or formula is LeakyGradient:
-            d = (x[k] - number(f.center, column + k, x))*number(f.by_x, column + k, x)
-            if formula is Gradient:
-                line[k] = (dy[k]*number(f.mul, column + k, x) + number(f.add, column + k, x)) + d
-            else:
-                line[k] = (line[k] + number(f.add, column + k, x)) + d
-        elif formula is Scaled:
-            line[k] = dy[k]*number(f.mul, column + k, x)
     if formula is Leaky or formula is LeakyJoin:
         take_below(line, <real *>below, count)
     elif formula is Clipped or formula is ClippedJoin:
         clip_line(line, &f.act, count)
 
 
-cdef inline void compute_line(const stored *dy, const stored *x, stored *line, const numbers *f, Py_ssize_t column,
-                              Py_ssize_t count, const formula *what) noexcept nogil:
-    """`count` results, at most LANES; those of half types as float32, rounded."""
+cdef inline void compute_line(const Place *at, Py_ssize_t i, stored *line, stored *g, const numbers *f,
+                              Py_ssize_t column, Py_ssize_t count, const formula *what) noexcept nogil:
+    """`count` results from value i on, at most LANES; those of half types as float32, rounded."""
+    cdef const stored *x = <const stored *>at.x + i
+    cdef const stored *dy = <const stored *>at.dy + i
+    cdef const stored *y = <const stored *>at.y + i
     cdef float wide_x[LANES]
     cdef float wide_dy[LANES]
+    cdef float wide_y[LANES]
     cdef float wide_line[LANES]
+    cdef float wide_g[LANES]
     if stored is float or stored is double:
-        compute_reals(dy, x, line, f, column, count, what)
-    elif numbers is Coefficients:       # count is LANES
+        compute_reals(dy, x, y, line, g, f, column, count, what)
+    else:       # count is LANES where the coefficients are those of one channel: its values may then stand in any order
         if reads_x(what):
-            widen_line(x, wide_x)
+            widen_some(x, <float *>wide_x, count, f)
         if reads_dy(what):
-            widen_line(dy, wide_dy)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, LANES, what)
-        narrow_line(wide_line, line)
+            widen_some(dy, <float *>wide_dy, count, f)
+        if reads_y(what):
+            widen_some(y, <float *>wide_y, count, f)
+        compute_reals(<const float *>wide_dy, <const float *>wide_x, <const float *>wide_y, <float *>wide_line,
+                      <float *>wide_g, f, column, LANES if numbers is Coefficients else count, what)
+        narrow_some(<const float *>wide_line, line, count, f)
+        if reads_y(what):
+            narrow_some(<const float *>wide_g, g, count, f)
+
+
+cdef inline void widen_some(const stored *x, float *to, Py_ssize_t count, const numbers *f) noexcept nogil:
+    if numbers is Coefficients:
+        widen_line(x, to)
     else:
-        if reads_x(what):
-            widen(x, wide_x, count)
-        if reads_dy(what):
-            widen(dy, wide_dy, count)
-        compute_reals(<const float *>wide_dy, <const float *>wide_x, <float *>wide_line, f, column, count, what)
-        narrow(wide_line, line, count)
+        widen(x, to, count)
 
 
-cdef void compute_each(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
+cdef inline void narrow_some(const float *values, stored *to, Py_ssize_t count, const numbers *f) noexcept nogil:
+    if numbers is Coefficients:
+        narrow_line(values, to)
+    else:
+        narrow(values, to, count)
+
+
+cdef void compute_each(const Place *at, Py_ssize_t length, const Coefficients *f, const stored *typed,
                        const formula *what) noexcept nogil:
     """Any number of results of one channel in float64, where the coefficients are `wide`."""
     cdef double x64[LANES]
     cdef double dy64[LANES]
+    cdef double y64[LANES]
     cdef double line[LANES]
+    cdef double g[LANES]
     cdef Py_ssize_t k, i = 0, some
+    cdef Coefficients own = f[0]
+    if reads_y(what) and stored is not double and not unfit(own.act.slope):
+        own.act.slope = <float>own.act.slope    # dresidual is the same, wide or not
     memset(x64, 0, sizeof(x64))
     memset(dy64, 0, sizeof(dy64))
+    memset(y64, 0, sizeof(y64))
     while i < length:
         some = min(LANES, length - i)
         for k in range(some):
             if reads_x(what):
-                x64[k] = value_of(x + i + k)
+                x64[k] = value_of(<const stored *>at.x + i + k)
             if reads_dy(what):
-                dy64[k] = value_of(dy + i + k)
-        compute_reals(<const double *>dy64, <const double *>x64, <double *>line, f, 0, LANES, what)
+                dy64[k] = value_of(<const stored *>at.dy + i + k)
+            if reads_y(what):
+                y64[k] = value_of(<const stored *>at.y + i + k)
+        compute_reals(<const double *>dy64, <const double *>x64, <const double *>y64, <double *>line, <double *>g,
+                      &own, 0, LANES, what)
         for k in range(some):
-            put_value(out + i + k, line[k])
+            put_value(<stored *>at.out + i + k, line[k])
+            if reads_y(what):
+                put_value(<stored *>at.dresidual + i + k, g[k])
         i += some

@@ -18,9 +18,7 @@ typedef struct { part_t a, b, c, d; } lanes_t;
 #define PART_ADD(x, y) _mm256_add_pd(x, y)
 #define PART_SUB(x, y) _mm256_sub_pd(x, y)
 #define PART_MUL(x, y) _mm256_mul_pd(x, y)
-#define PART_DIV(x, y) _mm256_div_pd(x, y)
 #define PART_AND(x, p) _mm256_and_pd(x, _mm256_castsi256_pd(_mm256_loadu_si256((const __m256i *)(p))))
-#define PART_NARROW(p, v) _mm_storeu_ps(p, _mm256_cvtpd_ps(v))
 #define PART_WITHIN(x, low, high) _mm256_and_pd(_mm256_cmp_pd(x, low, _CMP_GE_OQ), _mm256_cmp_pd(x, high, _CMP_LE_OQ))
 #define PART_CHOOSE(mask, x, y) _mm256_xor_pd(_mm256_and_pd(mask, _mm256_xor_pd(x, y)), y)
 #elif defined(__SSE2__) || defined(_M_X64)
@@ -35,9 +33,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i; } lanes_t;
 #define PART_ADD(x, y) _mm_add_pd(x, y)
 #define PART_SUB(x, y) _mm_sub_pd(x, y)
 #define PART_MUL(x, y) _mm_mul_pd(x, y)
-#define PART_DIV(x, y) _mm_div_pd(x, y)
 #define PART_AND(x, p) _mm_and_pd(x, _mm_castsi128_pd(_mm_loadu_si128((const __m128i *)(p))))
-#define PART_NARROW(p, v) _mm_storel_epi64((__m128i *)(p), _mm_castps_si128(_mm_cvtpd_ps(v)))
 #define PART_WITHIN(x, low, high) _mm_and_pd(_mm_cmpge_pd(x, low), _mm_cmple_pd(x, high))
 #define PART_CHOOSE(mask, x, y) _mm_xor_pd(_mm_and_pd(mask, _mm_xor_pd(x, y)), y)
 #else
@@ -53,9 +49,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i, j, k, l, m, n, o, q, s; } lanes_
 #define PART_ADD(x, y) ((x) + (y))
 #define PART_SUB(x, y) ((x) - (y))
 #define PART_MUL(x, y) ((x)*(y))
-#define PART_DIV(x, y) ((x)/(y))
 #define PART_AND(x, p) (*(p) ? (x) : 0.0)
-#define PART_NARROW(p, v) (*(p) = (float)(v))
 #define PART_WITHIN(x, low, high) (((x) >= (low)) & ((x) <= (high)))
 #define PART_CHOOSE(mask, x, y) ((mask) ? (x) : (y))
 #endif
@@ -123,10 +117,6 @@ LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
 #define PART(f, i) r.f = PART_MUL(dy.f, PART_CHOOSE(PART_WITHIN(x.f, low.f, high.f), PART_ALL(1.0), PART_ALL(slope)));
 LANES_FUNCTION(lanes_leak, (lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope), PART)
 #undef PART
-/* y where low <= y <= high, else y/slope. */
-#define PART(f, i) r.f = PART_DIV(y.f, PART_CHOOSE(PART_WITHIN(y.f, low.f, high.f), PART_ALL(1.0), PART_ALL(slope)));
-LANES_FUNCTION(lanes_unleak, (lanes_t y, lanes_t low, lanes_t high, double slope), PART)
-#undef PART
 
 /* The same where only the last FEW lanes of x (and y) are not 0: what went into the others need not be computed. */
 enum { FEW = 4 };
@@ -148,9 +138,6 @@ LANES_FUNCTION(lanes_last, (lanes_t x, intptr_t n), PART)
 
 #define PART(f, i) PART_STORE(p + i, x.f);
 static inline void lanes_store(double *p, lanes_t x) { EACH_PART(PART) }
-#undef PART
-#define PART(f, i) PART_NARROW(p + i, x.f);
-static inline void lanes_narrow(float *p, lanes_t x) { EACH_PART(PART) }
 #undef PART
 
 /* The sum of s and that of t, each as a tree: lanes 8 apart first, then 4, 2, 1. */

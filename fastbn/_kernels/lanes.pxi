@@ -37,18 +37,6 @@ cdef inline lanes_t read_lanes(const stored *x) noexcept nogil:
         return lanes_widen_bfloat16(x)
 
 
-cdef inline void write_lanes(stored *to, lanes_t values) noexcept nogil:
-    """Half types by way of float32."""
-    cdef float line[LANES]
-    if stored is double:
-        lanes_store(to, values)
-    elif stored is float:
-        lanes_narrow(to, values)
-    else:
-        lanes_narrow(line, values)
-        narrow(line, to, LANES)
-
-
 cdef inline void widen(const stored *x, float *to, Py_ssize_t n) noexcept nogil:
     """Half types only."""
     if stored is float16_t:

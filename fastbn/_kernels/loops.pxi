@@ -1,25 +1,23 @@
-# What a call does to contiguous values: chosen once, so that drivers know neither types nor options. The last argument
-# of sums and results is a type only.
+# What a call does to contiguous values: chosen once, so that drivers know neither types nor options. The last two
+# arguments of sums and results are types only.
 
 
-ctypedef void (*sum_spans)(const void *dy, const void *x, const void *dy_after, const void *x_after, const Steps *,
-                           Py_ssize_t count, Py_ssize_t length, const Center *, Lanes *, const void *) noexcept nogil
-ctypedef void (*sum_channels)(const void *dy, const void *x, const Steps *sample, const Steps *neighbour,
-                              Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s,
-                              double *t, const void *) noexcept nogil
-ctypedef void (*apply_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *) noexcept nogil
-ctypedef void (*sweep_spans)(const void *dy, const void *x, void *out, const Steps *, Py_ssize_t count,
-                             Py_ssize_t length, const Numbers *, Py_ssize_t k, Carry *, const void *next_dy,
-                             const void *next_x, const void *dy_after, const void *x_after, const Steps *,
-                             const Center *, Lanes *, Py_ssize_t apart, const void *) noexcept nogil
-ctypedef void (*sum_rows)(const void **dy, const void **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
-                          const RowCenters *, double *s, double *t, const void *) noexcept nogil
-ctypedef void (*apply_rows)(const void *dy, const void *x, void *out, Py_ssize_t length, const Columns *,
-                            Py_ssize_t column, bint stream, const void *) noexcept nogil
-ctypedef void (*fill_columns)(Columns *, bint activated, const void *) noexcept nogil
+ctypedef void (*sum_spans)(const Place *at, const Place *after, const Steps *, Py_ssize_t count, Py_ssize_t length,
+                           const Center *, Lanes *, const void *, const void *) noexcept nogil
+ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
+                              Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s, double *t, const void *,
+                              const void *) noexcept nogil
+ctypedef void (*apply_spans)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
+                             Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
+ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
+                             Py_ssize_t k, Carry *, const Place *at, const Place *after, const Steps *,
+                             const Center *, Lanes *, Py_ssize_t apart, const void *, const void *) noexcept nogil
+ctypedef void (*sum_rows)(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, const RowCenters *,
+                          double *s, double *t, const void *, const void *) noexcept nogil
+ctypedef void (*apply_rows)(const Place *at, Py_ssize_t length, const Columns *, Py_ssize_t column, bint stream,
+                            const void *, const void *) noexcept nogil
+ctypedef void (*fill_columns)(Columns *, bint activated, bint undone, const void *) noexcept nogil
 ctypedef void (*fill_gates)(Columns *, const Gate *, const void *) noexcept nogil
-ctypedef void (*gate_span)(const void *dy, const void *y, void *g, Py_ssize_t length, const Activation *) noexcept nogil
 
 
 cdef struct Loops:
@@ -36,7 +34,6 @@ cdef struct Loops:
     fill_columns set_columns
     fill_gates set_gate_columns
     find_gate_of find_gate
-    gate_span gate_span
 
 
 cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first *first,
@@ -61,6 +58,12 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
         use_sums(loops, typed, <const ClippedProducts *>NULL, <const FarClippedProducts *>NULL)
     elif formula is LeakyGradient or formula is LeakyScaled:
         use_sums(loops, typed, <const LeakyProducts *>NULL, <const FarLeakyProducts *>NULL)
+    elif is_clipped_join(what):
+        use_sums(loops, typed, <const ClippedJoinProducts *>NULL, <const FarClippedJoinProducts *>NULL)
+    elif is_leaky_join(what):
+        use_sums(loops, typed, <const LeakyJoinProducts *>NULL, <const FarLeakyJoinProducts *>NULL)
+    elif is_undone(what):
+        use_sums(loops, typed, <const UndoneProducts *>NULL, <const FarUndoneProducts *>NULL)
     else:
         use_sums(loops, typed, <const Deviations *>NULL, <const FarDeviations *>NULL)
 
@@ -75,34 +78,60 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
         loops.set_columns = <fill_columns>set_columns[double]
         loops.set_gate_columns = <fill_gates>set_gate_columns[double]
     loops.find_gate = <find_gate_of>find_gate[stored]
-    loops.gate_span = <gate_span>gate_values[stored]
     if not call.backward:
-        if call.dy != NULL:
-            if slope:
-                use_formula(&loops, typed, <const LeakyJoin *>NULL)
-            else:
-                use_formula(&loops, typed, <const ClippedJoin *>NULL)
-        elif call.gated:
-            if slope:
-                use_formula(&loops, typed, <const Leaky *>NULL)
-            else:
-                use_formula(&loops, typed, <const Clipped *>NULL)
+        choose_forward(&loops, call, slope, typed)
+    elif call.y != NULL:
+        choose_behind_a_join(&loops, call, slope, typed)
+    else:
+        choose_backward(&loops, call, slope, typed)
+    return loops
+
+
+cdef inline void choose_forward(Loops *loops, const Call *call, bint slope, const stored *typed) noexcept nogil:
+    if call.dy != NULL:
+        if slope:
+            use_formula(loops, typed, <const LeakyJoin *>NULL)
         else:
-            use_formula(&loops, typed, <const Normalized *>NULL)
+            use_formula(loops, typed, <const ClippedJoin *>NULL)
+    elif not call.gated:
+        use_formula(loops, typed, <const Normalized *>NULL)
+    elif slope:
+        use_formula(loops, typed, <const Leaky *>NULL)
+    else:
+        use_formula(loops, typed, <const Clipped *>NULL)
+
+
+cdef inline void choose_behind_a_join(Loops *loops, const Call *call, bint slope, const stored *typed) noexcept nogil:
+    if call.constant:
+        if slope:
+            use_formula(loops, typed, <const LeakyJoinScaled *>NULL)
+        else:
+            use_formula(loops, typed, <const ClippedJoinScaled *>NULL)
+    elif slope:
+        use_formula(loops, typed, <const LeakyJoinGradient *>NULL)
+    else:
+        use_formula(loops, typed, <const ClippedJoinGradient *>NULL)
+
+
+cdef inline void choose_backward(Loops *loops, const Call *call, bint slope, const stored *typed) noexcept nogil:
+    if call.from_y and slope:
+        if call.constant:
+            use_formula(loops, typed, <const UndoneScaled *>NULL)
+        else:
+            use_formula(loops, typed, <const UndoneGradient *>NULL)
     elif call.constant:
         if not call.gated:
-            use_formula(&loops, typed, <const Scaled *>NULL)
+            use_formula(loops, typed, <const Scaled *>NULL)
         elif slope:
-            use_formula(&loops, typed, <const LeakyScaled *>NULL)
+            use_formula(loops, typed, <const LeakyScaled *>NULL)
         else:
-            use_formula(&loops, typed, <const ClippedScaled *>NULL)
+            use_formula(loops, typed, <const ClippedScaled *>NULL)
     elif not call.gated:
-        use_formula(&loops, typed, <const Gradient *>NULL)
+        use_formula(loops, typed, <const Gradient *>NULL)
     elif slope:
-        use_formula(&loops, typed, <const LeakyGradient *>NULL)
+        use_formula(loops, typed, <const LeakyGradient *>NULL)
     else:
-        use_formula(&loops, typed, <const ClippedGradient *>NULL)
-    return loops
+        use_formula(loops, typed, <const ClippedGradient *>NULL)
 
 
 cdef inline Loops choose_loops(const Call *call) noexcept nogil:
@@ -114,18 +143,3 @@ cdef inline Loops choose_loops(const Call *call) noexcept nogil:
     if call.storage == BFLOAT16:
         return loops_of(call, <const bfloat16_t *>NULL)
     return loops_of(call, <const float *>NULL)
-
-
-cdef inline bint must_gate_tiles(const Call *call) noexcept nogil:
-    """Whether y tells of act'(z), and dy*act'(z) has no place but a tile."""
-    return call.y != NULL and (call.dresidual == NULL or call.unrounded)
-
-
-cdef inline bint fills_dresidual(const Call *call) noexcept nogil:
-    """Whether dresidual is filled before loops read it as dy."""
-    return call.dresidual != NULL and not call.unrounded
-
-
-cdef inline const View *read_as_dy(const Call *call) noexcept nogil:
-    """What loops read as dy: g, where that is written down."""
-    return call.dresidual if fills_dresidual(call) else call.dy

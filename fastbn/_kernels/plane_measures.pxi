@@ -8,16 +8,17 @@ cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef const Call *call = plan.call
     cdef const Loops *loops = &plan.loops
     cdef Py_ssize_t length = min(PIVOT, call.values)
-    cdef const char *x = read_tile(call.x, c, 0, length, loops.itemsize, tile)
+    cdef Place at
     cdef double value, unused
     cdef Center about
     cdef Lanes lanes
+    at.x, at.dy, at.y = read_tile(call.x, c, 0, length, loops.itemsize, tile), NULL, NULL
     clear_lanes(&lanes)
     about.center = 0
-    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, 1, &about, &lanes, NULL)
+    loops.sum_spans_again(&at, &at, &plan.sample, 1, 1, &about, &lanes, NULL, NULL)
     lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &about.center, &unused)
     clear_lanes(&lanes)
-    loops.sum_spans_again(NULL, x, NULL, NULL, &plan.sample, 1, length, &about, &lanes, NULL)
+    loops.sum_spans_again(&at, &at, &plan.sample, 1, length, &about, &lanes, NULL, NULL)
     lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)
     value = about.center + value/length
     return value if isfinite(value) else 0.0
@@ -52,18 +53,17 @@ cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, 
     cdef Py_ssize_t k
     if has_gates(call):
         for k in range(count):
-            channels[k].about.act, channels[k].about.gate = call.act, gates_of(call)[c + k]
+            channels[k].about.gate = gates_of(call)[c + k]
     for k in range(count):
-        channels[k].plan, channels[k].c, channels[k].due = plan, c + k, due
+        channels[k].plan, channels[k].c, channels[k].due, channels[k].about.act = plan, c + k, due, call.act
         channels[k].about.center = first_center(plan, c + k, &channels[k].far)
-        channels[k].second = False
 
 
 cdef void begin_again(Channel *channel, const Plan *plan, Py_ssize_t c) noexcept nogil:
     """Make a channel ready for better sums, about its origin."""
     begin_channels(channel, 1, plan, c, NULL)
     channel.about.center = plan.call.origin[c]
-    channel.far = channel.second = True
+    channel.far = True
 
 
 cdef void settle_group(const Channel *channels, Py_ssize_t count, bint *again) noexcept nogil:
@@ -98,14 +98,11 @@ cdef void sum_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const doub
     cdef const Call *call = plan.call
     cdef sum_channels sum = plan.loops.sum_channels_again if far else plan.loops.sum_channels
     cdef Centers about
-    cdef Py_ssize_t k
+    cdef Place at = row_of(call, c, 0)
     about.center, about.gates, about.act = centers, NULL, call.act
     if has_gates(call):
         about.gates = gates_of(call) + c
-    if call.dresidual != NULL:
-        gate_rows(plan, c, count, 0, plan.rows)
-    sum(row_start(plan.dy, c, 0), row_start(call.x, c, 0), &plan.sample, &plan.neighbour, count, plan.rows, plan.plane,
-        &about, s, t, NULL)
+    sum(&at, &plan.sample, &plan.neighbour, count, plan.rows, plan.plane, &about, s, t, NULL, NULL)
 
 
 cdef void measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, bint *again) noexcept nogil:

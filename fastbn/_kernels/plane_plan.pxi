@@ -4,7 +4,6 @@ cdef enum:
     SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
-    GATED_ALONE = 128       # rows of fewer values get dresidual with those of other channels: to begin takes longer
     GROUP = TOGETHER        # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
     IN_ONE_GO = 800         # values of short rows
@@ -19,7 +18,7 @@ cdef struct Plan:
     Py_ssize_t rows             # of a channel, one per sample
     Py_ssize_t segments         # folds of a row; 0: folds are made of rows
     Py_ssize_t per_fold         # values of a segment, or rows of a fold
-    Py_ssize_t piece            # values that are gathered or gated at once, before they are swept; else a whole fold
+    Py_ssize_t piece            # values that are gathered at once; else a whole fold
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side: one, where long rows go past the cache
@@ -27,14 +26,10 @@ cdef struct Plan:
     Py_ssize_t in_one_go        # of them are summed by one call
     bint last_first             # results are taken from the last row to the first
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
-    bint even                   # rows are in place, follow each other with the same step, and need no gate
+    bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     Steps due_sample            # to the row that gets its results next
     bint stream                 # write past the cache
-    const View *dy              # what loops read as dy: dresidual, where that is filled first
-    bint gate_late              # dresidual is filled with the results, since no sums are taken
-    bint gate_in_place          # its rows, and those that it comes from, are in place
-    bint gate_together          # and so are those of all channels of a sample, one after the other
 
 
 cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
@@ -46,54 +41,60 @@ cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
     return 0 if v == NULL else v.step[0]
 
 
-cdef inline bint one_step(const View *v) noexcept nogil:
-    """Whether all rows of a channel, if in place, follow each other with the same step."""
-    return v == NULL or v.axes <= 2
-
-
-cdef inline bint follow_each_other(const View *dy, const View *y, const View *g, Py_ssize_t itemsize) noexcept nogil:
-    """Whether in these arrays the rows of a sample's channels, if in place, stand without gaps."""
-    cdef const View *views[3]
+cdef inline bint one_step(const Call *call) noexcept nogil:
+    """Whether all rows of a channel, if in place, follow each other with the same step, in every array."""
+    cdef const View *views[ARRAYS]
     cdef const View *v
-    views[0], views[1], views[2] = dy, y, g
+    views_of(call, views)
     for v in views:
-        if v != NULL and v.channel != v.shape[v.axes - 1]*itemsize:
+        if v != NULL and v.axes > 2:
             return False
     return True
+
+
+cdef inline Steps steps_to_samples(const Call *call) noexcept nogil:
+    cdef Steps step
+    step.x, step.dy, step.y = sample_step(call.x), sample_step(call.dy), sample_step(call.y)
+    step.out, step.dresidual = sample_step(call.out), sample_step(call.dresidual)
+    return step
+
+
+cdef inline Steps steps_to_neighbours(const Call *call) noexcept nogil:
+    cdef Steps step
+    step.x, step.dy, step.y = channel_step(call.x), channel_step(call.dy), channel_step(call.y)
+    step.out, step.dresidual = channel_step(call.out), channel_step(call.dresidual)
+    return step
+
+
+cdef inline Steps backwards(const Steps *step) noexcept nogil:
+    cdef Steps back
+    back.x, back.dy, back.y, back.out, back.dresidual = -step.x, -step.dy, -step.y, -step.out, -step.dresidual
+    return back
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
+    cdef bint steady = one_step(call)
     plan.call = call
     plan.loops = choose_loops(call)
     plan.plane = call.plane
     plan.rows = call.values//call.plane
     plan.blocks = block_count(call.channels, call.values, PLANES)
-    plan.dy = read_as_dy(call)
-    plan.gate_late = fills_dresidual(call) and not call.measure
-    plan.run = 0 if must_gate_tiles(call) else common_run(call.x, plan.dy, call.out, plan.loops.itemsize)
+    plan.run = common_run(call, plan.loops.itemsize)
     cut_into_folds(&plan)
     plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
-    plan.gate_in_place = common_run(call.dy, call.y, call.dresidual, plan.loops.itemsize) == plan.plane
-    plan.gate_together = (plan.gate_in_place and plan.plane < GATED_ALONE
-                          and follow_each_other(call.dy, call.y, call.dresidual, plan.loops.itemsize))
     channel_bytes = call.values*plan.loops.itemsize
-    plan.stream = call.stream and plan.run == plan.plane >= SHORTEST
-    plan.sample.x, plan.sample.dy, plan.sample.out = sample_step(call.x), sample_step(plan.dy), sample_step(call.out)
-    plan.neighbour.x, plan.neighbour.dy, plan.neighbour.out = (
-        channel_step(call.x), channel_step(plan.dy), channel_step(call.out))
-    plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if one_step(call.x) and one_step(plan.dy) else 1
-    plan.whole = plan.folds == 1 and plan.run == plan.plane and one_step(call.x) and one_step(plan.dy)
-    plan.even = (plan.run == plan.plane and call.dresidual == NULL and one_step(call.x) and one_step(plan.dy)
-                 and one_step(call.out))
+    plan.stream = (call.stream and plan.run == plan.plane >= SHORTEST
+                   and share_lines(call.out, call.dresidual))
+    plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
+    plan.even = plan.run == plan.plane and steady
+    plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if steady else 1
+    plan.whole = plan.folds == 1 and plan.even
     plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, GROUP_BYTES//channel_bytes))
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
-    plan.last_first = channel_bytes*(1 if call.dy == NULL else 2) >= LAST_FIRST
-    plan.due_sample = plan.sample
-    if plan.last_first:
-        plan.due_sample.x, plan.due_sample.dy = -plan.sample.x, -plan.sample.dy
-        plan.due_sample.out = -plan.sample.out
+    plan.last_first = channel_bytes*((call.x != NULL) + (call.dy != NULL) + (call.y != NULL)) >= LAST_FIRST
+    plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample
     return plan
 
 
@@ -109,7 +110,7 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     if plane < SHORTEST:                # as one long row
         plane = plan.call.values
         plan.rows = 1
-    plan.piece = FOLD if plan.run == plane and plan.call.dresidual == NULL else CHUNK
+    plan.piece = FOLD if plan.run == plane else CHUNK
     plan.piece = part_length(min(plane, part_length(plane, FOLD)), plan.piece)
     plan.segments = 0
     if plane > FOLD:

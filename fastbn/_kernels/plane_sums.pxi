@@ -7,7 +7,6 @@ cdef struct Channel:
     Py_ssize_t c
     Center about                # what the sums are taken about
     bint far                    # that is not 0 although the values are float32
-    bint second                 # attempt: dresidual is filled
     const Due *due              # get their results while the sums of a group are taken; NULL: none do
     Lanes lanes
     Sums total, block
@@ -26,48 +25,38 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
     cdef const Plan *plan = channel.plan
     cdef const Call *call = plan.call
     cdef const Due *due = channel.due
-    cdef Py_ssize_t itemsize = plan.loops.itemsize, skip = start*itemsize, soon = row, skip_soon, i, at
+    cdef Py_ssize_t itemsize = plan.loops.itemsize, i, where
     cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
-    cdef const char *x
-    cdef const char *dy
-    cdef const char *x_soon
-    cdef const char *dy_soon
-    if fills_dresidual(call) and not channel.second:
-        gate_part(plan, channel.c, row, start, length)
+    cdef Place at, soon, due_at
     if due != NULL and not can_sweep(channel, due, length):
         for i in range(rows):
-            at = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
-            apply_to_values(due, 0, at, at + length)
+            where = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
+            apply_to_values(due, 0, where, where + length)
         due = NULL
     if plan.run != plan.plane:
-        read_values(plan, channel.c, row*plan.plane + start, length, &tiles, &x, &dy)
-        sum_spans_of(channel, dy, x, dy, x, 1, length)
+        at = gathered(plan, channel.c, row*plan.plane + start, length, &tiles)
+        sum_spans_of(channel, &at, &at, 1, length)
         return
-    skip_soon = skip + length*itemsize
+    at = row_of(call, channel.c, row)
+    at = shifted(&at, start*itemsize)
     if start + length == plan.plane:
-        soon, skip_soon = min(row + 1, plan.rows - 1), 0
-    x = row_start(call.x, channel.c, row) + skip
-    dy = row_start(plan.dy, channel.c, row) + skip
-    x_soon = row_start(call.x, channel.c, soon) + skip_soon
-    dy_soon = row_start(plan.dy, channel.c, soon) + skip_soon
-    if due == NULL:
-        sum_spans_of(channel, dy, x, dy_soon, x_soon, rows, length)
-        return
-    plan.loops.sweep_spans(
-        row_start(plan.dy, due.c, due_row) + skip, row_start(call.x, due.c, due_row) + skip,
-        row_start(call.out, due.c, due_row) + skip, &plan.due_sample, rows, length, &due.numbers, 0, due.carry, dy,
-        x, dy_soon, x_soon, &plan.sample, &channel.about, &channel.lanes, 0, NULL)
-
-
-cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, const void *dy_after,
-                              const void *x_after, Py_ssize_t count, Py_ssize_t length) noexcept nogil:
-    cdef const Plan *plan = channel.plan
-    if channel.far:
-        plan.loops.sum_spans_again(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about,
-                                   &channel.lanes, NULL)
+        soon = row_of(call, channel.c, min(row + 1, plan.rows - 1))
     else:
-        plan.loops.sum_spans(dy, x, dy_after, x_after, &plan.sample, count, length, &channel.about, &channel.lanes,
-                             NULL)
+        soon = shifted(&at, length*itemsize)
+    if due == NULL:
+        sum_spans_of(channel, &at, &soon, rows, length)
+        return
+    due_at = row_of(call, due.c, due_row)
+    due_at = shifted(&due_at, start*itemsize)
+    plan.loops.sweep_spans(&due_at, &plan.due_sample, rows, length, &due.numbers, 0, due.carry, &at, &soon,
+                           &plan.sample, &channel.about, &channel.lanes, 0, NULL, NULL)
+
+
+cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *after, Py_ssize_t count,
+                              Py_ssize_t length) noexcept nogil:
+    cdef const Plan *plan = channel.plan
+    cdef sum_spans sum = plan.loops.sum_spans_again if channel.far else plan.loops.sum_spans
+    sum(at, after, &plan.sample, count, length, &channel.about, &channel.lanes, NULL, NULL)
 
 
 # ---- short rows: through the channels of a sample, as they stand in memory; without results beside them some samples
@@ -76,21 +65,15 @@ cdef inline void sum_spans_of(Channel *channel, const void *dy, const void *x, c
 cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     """Add some rows of each channel to its lanes."""
     cdef const Plan *plan = channels.plan
-    cdef const Call *call = plan.call
-    cdef Py_ssize_t k, soon = min(row + rows, plan.rows - 1)
-    cdef const char *x = row_start(call.x, channels.c, row)
-    cdef const char *dy = row_start(plan.dy, channels.c, row)
-    cdef const char *x_soon = x + plan.neighbour.x
-    cdef const char *dy_soon = dy + plan.neighbour.dy
-    if call.dresidual != NULL and not channels.second:
-        gate_rows(plan, channels.c, count, row, rows)
+    cdef Py_ssize_t k
+    cdef Place at = row_of(plan.call, channels.c, row), soon
     for k in range(count):
         if k + 1 == count:
-            x_soon, dy_soon = row_start(call.x, channels.c, soon), row_start(plan.dy, channels.c, soon)
-        sum_spans_of(&channels[k], dy, x, dy_soon, x_soon, rows, plan.plane)
-        x, dy = x_soon, dy_soon
-        x_soon += plan.neighbour.x
-        dy_soon += plan.neighbour.dy
+            soon = row_of(plan.call, channels.c, min(row + rows, plan.rows - 1))
+        else:
+            soon = moved(&at, &plan.neighbour)
+        sum_spans_of(&channels[k], &at, &soon, rows, plan.plane)
+        at = soon
 
 
 cdef inline bint can_sweep_together(const Channel *channels, Py_ssize_t count) noexcept nogil:
@@ -107,16 +90,11 @@ cdef inline bint can_sweep_together(const Channel *channels, Py_ssize_t count) n
 cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
     """Add a sample's row of each channel to its lanes; the rows of those that are due get their results."""
     cdef const Plan *plan = channels.plan
-    cdef const Call *call = plan.call
     cdef const Due *due = channels.due
-    cdef Py_ssize_t c = channels.c, soon = min(row + 1, plan.rows - 1)
-    if call.dresidual != NULL:
-        gate_rows(plan, c, count, row, 1)
-    plan.loops.sweep_spans(
-        row_start(plan.dy, due.c, row), row_start(call.x, due.c, row), row_start(call.out, due.c, row),
-        &plan.neighbour, count, plan.plane, &due.numbers, 0, due.carry, row_start(plan.dy, c, row),
-        row_start(call.x, c, row), row_start(plan.dy, c, soon), row_start(call.x, c, soon), &plan.neighbour,
-        &channels.about, &channels.lanes, sizeof(Channel), NULL)
+    cdef Place due_at = row_of(plan.call, due.c, row), at = row_of(plan.call, channels.c, row)
+    cdef Place soon = row_of(plan.call, channels.c, min(row + 1, plan.rows - 1))
+    plan.loops.sweep_spans(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, 0, due.carry, &at, &soon,
+                           &plan.neighbour, &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)
     if due.count > count:   # a last group of fewer channels than the one before
         apply_to_rows(due, count, row, row + 1)
 

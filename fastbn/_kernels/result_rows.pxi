@@ -8,73 +8,91 @@ cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexc
     return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
 
 
-cdef void compute_wide(const stored *dy, const stored *x, stored *line, const Columns *f, Py_ssize_t column,
+cdef void compute_wide(const Place *at, const Columns *f, Py_ssize_t column, const stored *typed,
                        const formula *what) noexcept nogil:
-    """The values of a line that are computed in float64."""
+    """The results of a line that are computed in float64."""
     cdef Coefficients own
+    cdef Place value = at[0]
     cdef Py_ssize_t k
     for k in range(LANES):
         own = of_column(f, column + k)
         if own.wide:
-            compute_each(dy + k, x + k, line + k, 1, &own, what)
+            compute_each(&value, 1, &own, typed, what)
+        value = shifted(&value, sizeof(stored))
 
 
-cdef void some_results(const stored *dy, const stored *x, stored *out, Py_ssize_t some, const Columns *f,
-                       Py_ssize_t column, const formula *what) noexcept nogil:
+cdef void some_results(const Place *at, Py_ssize_t i, Py_ssize_t some, const Columns *f, Py_ssize_t column,
+                       const stored *typed, const formula *what) noexcept nogil:
     """The results of at most LANES values: any number, any formula, by way of the stack."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
+    cdef stored y_line[LANES]
     cdef stored line[LANES]
+    cdef stored g[LANES]
+    cdef Place own
+    cdef Py_ssize_t bytes = some*<Py_ssize_t>sizeof(stored)
     memset(x_line, 0, sizeof(x_line))
     memset(dy_line, 0, sizeof(dy_line))
+    memset(y_line, 0, sizeof(y_line))
     if reads_x(what):
-        memcpy(x_line, x, some*sizeof(stored))
+        memcpy(x_line, <const stored *>at.x + i, bytes)
     if reads_dy(what):
-        memcpy(dy_line, dy, some*sizeof(stored))
-    compute_line(<const stored *>dy_line, <const stored *>x_line, line, f, column, LANES, what)
+        memcpy(dy_line, <const stored *>at.dy + i, bytes)
+    if reads_y(what):
+        memcpy(y_line, <const stored *>at.y + i, bytes)
+    own.x, own.dy, own.y = <const char *>x_line, <const char *>dy_line, <const char *>y_line
+    own.out, own.dresidual = <char *>line, <char *>g
+    compute_line(&own, 0, <stored *>line, <stored *>g, f, column, LANES, what)
     if f.wide:
-        compute_wide(<const stored *>dy_line, <const stored *>x_line, line, f, column, what)
-    memcpy(out, line, some*sizeof(stored))
+        compute_wide(&own, f, column, typed, what)
+    memcpy(<stored *>at.out + i, line, bytes)
+    if reads_y(what):
+        memcpy(<stored *>at.dresidual + i, g, bytes)
 
 
-cdef inline void lines_of_results(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Columns *f,
-                                  Py_ssize_t column, const formula *what, bint stream) noexcept nogil:
+cdef inline void lines_of_results(const Place *at, Py_ssize_t begin, Py_ssize_t end, const Columns *f,
+                                  Py_ssize_t column, bint stream, const stored *typed,
+                                  const formula *what) noexcept nogil:
     """The results of whole lines, all of which begin before the last column."""
     cdef stored line[LANES]
-    cdef Py_ssize_t i = 0
-    while i < length:
-        ask_for_values(dy + i, x + i, what)
-        compute_line(dy + i, x + i, line, f, column + i, LANES, what)
+    cdef stored g[LANES]
+    cdef Py_ssize_t i = begin
+    while i < end:
+        ask_for_values(at, i, typed, what)
+        compute_line(at, i, <stored *>line, <stored *>g, f, column + (i - begin), LANES, what)
         if stream:
-            stream_lanes(out + i, line)
+            stream_results(at, i, <const stored *>line, <const stored *>g, what)
         else:
-            put_line(out + i, <const stored *>line, LANES)
+            put_line(<stored *>at.out + i, <const stored *>line, LANES)
+            if reads_y(what):
+                put_line(<stored *>at.dresidual + i, <const stored *>g, LANES)
         i += LANES
 
 
-cdef void results_of_rows(const stored *dy, const stored *x, stored *out, Py_ssize_t length,
-                          const Columns *columns, Py_ssize_t column, bint stream, const formula *what) noexcept nogil:
+cdef void results_of_rows(const Place *first_value, Py_ssize_t length, const Columns *columns, Py_ssize_t column,
+                          bint stream, const stored *typed, const formula *what) noexcept nogil:
     """The results of a run of values, the first of which stands in `column`. With `stream` whole lines of them go past
     the cache.
     """
     cdef Columns f = columns[0]     # nothing that is written changes it
+    cdef Place at = first_value[0]
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
     if stream and not f.wide:
-        first = before_a_line(out, length)
+        first = before_a_line(<const stored *>at.out, length)
     while i < first:            # of half types up to twice LANES
         some = min(LANES, first - i)
-        some_results(dy + i, x + i, out + i, some, columns, column, what)
+        some_results(&at, i, some, columns, column, typed, what)
         column = (column + some) % width
         i += some
     while i < length:
         some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
         if some == 0 or f.wide:
             some = min(LANES, length - i)
-            some_results(dy + i, x + i, out + i, some, columns, column, what)
+            some_results(&at, i, some, columns, column, typed, what)
         elif stream:
-            lines_of_results(dy + i, x + i, out + i, some, &f, column, what, True)
+            lines_of_results(&at, i, i + some, &f, column, True, typed, what)
         else:
-            lines_of_results(dy + i, x + i, out + i, some, &f, column, what, False)
+            lines_of_results(&at, i, i + some, &f, column, False, typed, what)
         i += some
         column += some
         column -= width if column >= width else 0

@@ -8,33 +8,47 @@ cdef struct Carry:
     # Past the cache go whole lines only. Rows that follow each other in memory share a line: it is written with the
     # second. Until then the end of the first is owed.
     Py_ssize_t owed             # values
-    const char *x               # behind them, in each array
-    const char *dy
-    char *out
+    Place end                   # behind them
     const Numbers *f            # with which they are computed
     Py_ssize_t k
 
 
-cdef void store_few(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Coefficients *f,
+cdef inline Py_ssize_t before(const stored *out) noexcept nogil:
+    """How many values of a line stand before it."""
+    return <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
+
+
+cdef inline Place last_values(const Place *at, Py_ssize_t length, stored *x_line, stored *dy_line, stored *y_line,
+                              const formula *what) noexcept nogil:
+    """The last LANES of `length` values that are read; of fewer, in lines, with something before them."""
+    cdef Place last = at[0]
+    if reads_x(what):
+        last.x = <const char *>last_line(<const stored *>at.x, length, x_line)
+    if reads_dy(what):
+        last.dy = <const char *>last_line(<const stored *>at.dy, length, dy_line)
+    if reads_y(what):
+        last.y = <const char *>last_line(<const stored *>at.y, length, y_line)
+    return last
+
+
+cdef void store_few(const Place *at, Py_ssize_t length, const Coefficients *f, const stored *typed,
                     const formula *what) noexcept nogil:
     """Fewer than LANES results, by ordinary stores."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
+    cdef stored y_line[LANES]
     cdef stored line[LANES]
-    if reads_x(what):
-        x = last_line(x, length, x_line)
-    if reads_dy(what):
-        dy = last_line(dy, length, dy_line)
-    compute_line(dy, x, line, f, 0, LANES, what)
-    memcpy(out, line + LANES - length, length*sizeof(stored))
+    cdef stored g[LANES]
+    cdef Place last = last_values(at, length, <stored *>x_line, <stored *>dy_line, <stored *>y_line, what)
+    compute_line(&last, 0, <stored *>line, <stored *>g, f, 0, LANES, what)
+    memcpy(at.out, line + LANES - length, length*sizeof(stored))
+    if reads_y(what):
+        memcpy(at.dresidual, g + LANES - length, length*sizeof(stored))
 
 
-cdef inline void store_some(const stored *dy, const stored *x, stored *out, const Coefficients *f, Py_ssize_t count,
-                            const formula *what) noexcept nogil:
-    """`count` results, a number that is known when this is compiled."""
-    cdef stored line[LANES]
+cdef inline void put_some(stored *out, const stored *line, Py_ssize_t count) noexcept nogil:
+    """`count` values, a number that is known when this is compiled."""
     cdef Py_ssize_t k
-    compute_line(dy, x, line, f, 0, count, what)
     if count*sizeof(stored) >= 32:
         put_line(out, line, count)
     else:
@@ -42,55 +56,86 @@ cdef inline void store_some(const stored *dy, const stored *x, stored *out, cons
             out[k] = line[k]
 
 
-cdef inline void store_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
-                            Py_ssize_t k, const formula *what) noexcept nogil:
+cdef inline void store_some(const Place *at, Py_ssize_t i, const Coefficients *f, Py_ssize_t count,
+                            const stored *typed, const formula *what) noexcept nogil:
+    """The same for results."""
+    cdef stored line[LANES]
+    cdef stored g[LANES]
+    compute_line(at, i, <stored *>line, <stored *>g, f, 0, count, what)
+    put_some(<stored *>at.out + i, <const stored *>line, count)
+    if reads_y(what):
+        put_some(<stored *>at.dresidual + i, <const stored *>g, count)
+
+
+cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, const stored *typed,
+                            const formula *what) noexcept nogil:
     """LANES or more by ordinary stores."""
     cdef stored last[LANES]
-    cdef Coefficients own = coefficients_of(f, k)
+    cdef stored last_g[LANES]
+    cdef Coefficients own = coefficients(f, k, typed, what)
     cdef Py_ssize_t i = 0, rest = length - LANES
-    if is_half(x):      # to round one value takes as long as to round LANES
-        compute_line(dy + rest, x + rest, last, &own, 0, LANES, what)
+    if is_half(typed):      # to round one value takes as long as to round LANES
+        compute_line(at, rest, <stored *>last, <stored *>last_g, &own, 0, LANES, what)
     while i + LANES <= length:
-        store_some(dy + i, x + i, out + i, &own, LANES, what)
+        store_some(at, i, &own, LANES, typed, what)
         i += LANES
-    if is_half(x):
-        put_line(out + rest, last, LANES)
+    if is_half(typed):
+        put_line(<stored *>at.out + rest, <const stored *>last, LANES)
+        if reads_y(what):
+            put_line(<stored *>at.dresidual + rest, <const stored *>last_g, LANES)
         return
     # No value twice: stores that cross cache lines take longer than anything else here.
     if length & 8:
-        store_some(dy + i, x + i, out + i, &own, 8, what)
+        store_some(at, i, &own, 8, typed, what)
         i += 8
     if length & 4:
-        store_some(dy + i, x + i, out + i, &own, 4, what)
+        store_some(at, i, &own, 4, typed, what)
         i += 4
     if length & 2:
-        store_some(dy + i, x + i, out + i, &own, 2, what)
+        store_some(at, i, &own, 2, typed, what)
         i += 2
     if length & 1:
-        store_some(dy + i, x + i, out + i, &own, 1, what)
+        store_some(at, i, &own, 1, typed, what)
 
 
 # ---- past the cache
 
+cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g,
+                                const formula *what) noexcept nogil:
+    stream_lanes(<stored *>at.out + i, line)
+    if reads_y(what):
+        stream_lanes(<stored *>at.dresidual + i, g)
+
+
+cdef inline void stream_some(const Place *at, Py_ssize_t i, const Coefficients *f, const stored *typed,
+                             const formula *what) noexcept nogil:
+    """The results of a line."""
+    cdef stored line[LANES]
+    cdef stored g[LANES]
+    compute_line(at, i, <stored *>line, <stored *>g, f, 0, LANES, what)
+    stream_results(at, i, <const stored *>line, <const stored *>g, what)
+
+
 cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
     """Write what is owed by ordinary stores: no row goes on from there."""
-    cdef Py_ssize_t some = carry.owed
+    cdef Place at
     cdef Coefficients own
-    if some > 0:
-        own = coefficients_of(carry.f, carry.k)
-        store_few(<const stored *>carry.dy - some, <const stored *>carry.x - some, <stored *>carry.out - some, some,
-                  &own, what)
+    if carry.owed > 0:
+        own = coefficients(carry.f, carry.k, typed, what)
+        at = shifted(&carry.end, -carry.owed*<Py_ssize_t>sizeof(stored))
+        store_few(&at, carry.owed, &own, typed, what)
     carry.owed = 0
 
 
-cdef inline bint follows(const Carry *carry, const stored *dy, const stored *x, const stored *out,
-                         const formula *what) noexcept nogil:
-    """Whether a row begins where the one of which some is owed ends, in all arrays."""
-    cdef bint same = carry.out == <const char *>out
+cdef inline bint follows(const Place *end, const Place *at, const formula *what) noexcept nogil:
+    """Whether a row begins where another ends, in all arrays."""
+    cdef bint same = end.out == at.out
     if reads_x(what):
-        same = same and carry.x == <const char *>x
+        same = same and end.x == at.x
     if reads_dy(what):
-        same = same and carry.dy == <const char *>dy
+        same = same and end.dy == at.dy
+    if reads_y(what):
+        same = same and end.y == at.y and end.dresidual == at.dresidual
     return same
 
 
@@ -103,6 +148,8 @@ cdef inline bint are_joined(const Steps *step, Py_ssize_t length, const stored *
         same = same and step.x == bytes
     if reads_dy(what):
         same = same and step.dy == bytes
+    if reads_y(what):
+        same = same and step.y == bytes and step.dresidual == bytes
     return same
 
 
@@ -110,176 +157,180 @@ cdef inline bint stands_before(Py_ssize_t k, Py_ssize_t count, const stored *typ
     """k < count, in numbers that are no wider than the values, or than 32 bits: vectors of both then fit better."""
     if stored is double:
         return k < count
-    return <int>k < <int>count
+    else:
+        return <int>k < <int>count
 
 
-cdef inline Py_ssize_t share_line(const stored *dy, const stored *x, stored *out, const Coefficients *before,
-                                  const Coefficients *f, const formula *what) noexcept nogil:
-    """Write the line in which a row ends and the next, at `out`, begins; how many values of the latter that took."""
+cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, const Coefficients *other,
+                                  const stored *typed, const formula *what) noexcept nogil:
+    """Write the line in which a row ends and the next begins; how many values of the latter that took."""
     cdef stored first[LANES]
+    cdef stored first_g[LANES]
     cdef stored line[LANES]
-    cdef Py_ssize_t k, missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
+    cdef stored g[LANES]
+    cdef Py_ssize_t k, missing = before(<const stored *>at.out)
     if missing == 0:
         return 0
-    compute_line(dy - missing, x - missing, first, before, 0, LANES, what)
-    compute_line(dy - missing, x - missing, line, f, 0, LANES, what)
+    compute_line(at, -missing, <stored *>first, <stored *>first_g, one, 0, LANES, what)
+    compute_line(at, -missing, <stored *>line, <stored *>g, other, 0, LANES, what)
     for k in range(LANES):
-        line[k] = first[k] if stands_before(k, missing, x) else line[k]
-    stream_lanes(out - missing, line)
+        line[k] = first[k] if stands_before(k, missing, typed) else line[k]
+    stream_results(at, -missing, <const stored *>line, <const stored *>g, what)     # g is the same with both
     return LANES - missing
 
 
-cdef inline Py_ssize_t stream_first(const stored *dy, const stored *x, stored *out, const Coefficients *f,
-                                    const formula *what, Carry *carry) noexcept nogil:
-    """Write the line in which `out` is, together with what is owed of it; how many values of the row that took."""
+cdef inline Py_ssize_t stream_first(const Place *at, const Coefficients *f, Carry *carry, const stored *typed,
+                                    const formula *what) noexcept nogil:
+    """Write the line in which a row begins, together with what is owed of it; how many values of the row that took."""
     cdef Coefficients owed, own
-    cdef Py_ssize_t missing = <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
-    if missing > 0 and missing == carry.owed and follows(carry, dy, x, out, what):
-        owed = coefficients_of(carry.f, carry.k)
-        return share_line(dy, x, out, &owed, f, what)
+    cdef Place here
+    cdef Py_ssize_t missing = before(<const stored *>at.out)
+    if missing > 0 and missing == carry.owed and follows(&carry.end, at, what):
+        owed = coefficients(carry.f, carry.k, typed, what)
+        return share_line(at, &owed, f, typed, what)
     if carry.owed > 0:
-        put_owed(carry, x, what)
+        put_owed(carry, typed, what)
     if missing == 0:
         return 0
-    own = f[0]
-    store_few(dy, x, out, LANES - missing, &own, what)
+    own, here = f[0], needed(at, what)
+    store_few(&here, LANES - missing, &own, typed, what)
     return LANES - missing
 
 
-cdef inline void owe(Carry *carry, const stored *dy, const stored *x, stored *out, Py_ssize_t some, const Numbers *f,
-                     Py_ssize_t k) noexcept nogil:
-    """The last `some` values of the row that ends here are to be written with the next."""
+cdef inline void owe(Carry *carry, const Place *at, Py_ssize_t length, Py_ssize_t some, const Numbers *f,
+                     Py_ssize_t k, const stored *typed, const formula *what) noexcept nogil:
+    """The last `some` values of a row are to be written with the next."""
+    cdef Place here = needed(at, what)
     carry.owed = some
-    carry.x, carry.dy, carry.out = <const char *>x, <const char *>dy, <char *>out
+    carry.end = shifted(&here, length*<Py_ssize_t>sizeof(stored))
     carry.f, carry.k = f, k
 
 
-cdef inline void ask_for_values(const stored *dy, const stored *x, const formula *what) noexcept nogil:
+cdef inline void ask_for_values(const Place *at, Py_ssize_t i, const stored *typed, const formula *what) noexcept nogil:
     if reads_x(what):
-        prefetch_lanes(x + CHUNK)
+        prefetch_lanes(<const stored *>at.x + i + CHUNK)
     if reads_dy(what):
-        prefetch_lanes(dy + CHUNK)
+        prefetch_lanes(<const stored *>at.dy + i + CHUNK)
+    if reads_y(what):
+        prefetch_lanes(<const stored *>at.y + i + CHUNK)
 
 
-cdef inline void stream_span(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f,
-                             Py_ssize_t k, const formula *what, Carry *carry) noexcept nogil:
+cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
+                             const stored *typed, const formula *what) noexcept nogil:
     """By whole lines past the cache."""
-    cdef stored line[LANES]
-    cdef Coefficients own = coefficients_of(f, k)
-    cdef Py_ssize_t i = stream_first(dy, x, out, &own, what, carry)
+    cdef Coefficients own = coefficients(f, k, typed, what)
+    cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
     while i + LANES <= length:
-        ask_for_values(dy + i, x + i, what)
-        compute_line(dy + i, x + i, line, &own, 0, LANES, what)
-        stream_lanes(out + i, line)
+        ask_for_values(at, i, typed, what)
+        stream_some(at, i, &own, typed, what)
         i += LANES
-    owe(carry, dy + length, x + length, out + length, length - i, f, k)
+    owe(carry, at, length, length - i, f, k, typed, what)
 
 
-cdef void store_any(const stored *dy, const stored *x, stored *out, Py_ssize_t length, const Numbers *f, Py_ssize_t k,
+cdef void store_any(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, const stored *typed,
                     const formula *what) noexcept nogil:
     """Few of them, or any number in float64."""
-    cdef Coefficients own = coefficients_of(f, k)
+    cdef Coefficients own = coefficients(f, k, typed, what)
     if own.wide:
-        compute_each(dy, x, out, length, &own, what)
+        compute_each(at, length, &own, typed, what)
     else:
-        store_few(dy, x, out, length, &own, what)
+        store_few(at, length, &own, typed, what)
 
 
-cdef void results_of_spans(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
-                           Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
+cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t count, Py_ssize_t length,
+                           const Numbers *f, Py_ssize_t k, Carry *carry, const stored *typed,
                            const formula *what) noexcept nogil:
     """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they go past the cache, and after the
     last row another call with a count of 0 writes what is owed.
     """
     cdef Py_ssize_t end = k + count
     cdef Numbers own            # nothing that is written changes it
+    cdef Place at, here
     if count == 0:
-        put_owed(carry, x, what)
+        put_owed(carry, typed, what)
         return
-    own = f[0]
+    own, at = f[0], first[0]
     while k < end:
         if length < LANES or (own.any_wide and own.wide[k] != 0):
             if carry != NULL:
-                put_owed(carry, x, what)
-            store_any(dy, x, out, length, f, k, what)
+                put_owed(carry, typed, what)
+            here = needed(&at, what)
+            store_any(&here, length, f, k, typed, what)
         elif carry != NULL:
-            stream_span(dy, x, out, length, f, k, what, carry)
+            stream_span(&at, length, f, k, carry, typed, what)
         else:
-            store_span(dy, x, out, length, &own, k, what)
+            store_span(&at, length, &own, k, typed, what)
         k += 1
-        dy = next_row(dy, step.dy)
-        x = next_row(x, step.x)
-        out = <stored *>next_row(<const stored *>out, step.out)
+        at = moved(&at, step)
 
 
 # ---- both at once: the result of one channel and the sums of the next, line by line in turn
 #
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
-cdef inline void add_beside(const stored *dy, const stored *x, const stored *dy_ahead, const stored *x_ahead,
-                            Py_ssize_t length, Py_ssize_t some, lanes_t center, const Coefficients *f,
-                            const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
+cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
+                            lanes_t center, const Coefficients *f, const stored *typed, const formula *what,
+                            lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums that go with a formula: of LANES values, or of the last `some` of `length`."""
     if formula is Gradient or formula is Scaled:
-        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Products *>NULL, s, t)
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const Products *>NULL, s, t)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const ClippedProducts *>NULL, s, t)
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const ClippedProducts *>NULL, s, t)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const LeakyProducts *>NULL, s, t)
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const LeakyProducts *>NULL, s, t)
+    elif is_clipped_join(what):
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const ClippedJoinProducts *>NULL, s, t)
+    elif is_leaky_join(what):
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const LeakyJoinProducts *>NULL, s, t)
+    elif is_undone(what):
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const UndoneProducts *>NULL, s, t)
     else:
-        add_and_ask(dy, x, dy_ahead, x_ahead, length, some, center, f, <const Deviations *>NULL, s, t)
+        add_and_ask(at, ahead, i, length, some, center, f, typed, <const Deviations *>NULL, s, t)
 
 
-cdef void results_and_sums(const stored *dy, const stored *x, stored *out, const Steps *step, Py_ssize_t count,
-                           Py_ssize_t length, const Numbers *f, Py_ssize_t channel, Carry *carry,
-                           const stored *next_dy, const stored *next_x, const stored *dy_after,
-                           const stored *x_after, const Steps *next_step, const Center *about, Lanes *lanes,
-                           Py_ssize_t apart, const formula *what) noexcept nogil:
+cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
+                           const Numbers *f, Py_ssize_t channel, Carry *carry, const Place *first,
+                           const Place *first_after, const Steps *next_step, const Center *about, Lanes *lanes,
+                           Py_ssize_t apart, const stored *typed, const formula *what) noexcept nogil:
     """The results of `count` rows, the sums of as many others. Whole lines past the cache, only.
 
     The rows are of one channel each, or of neighbours: then what the sums are taken about and added to stands `apart`
     bytes from that of the next.
     """
-    cdef Coefficients own, before, z
+    cdef Coefficients own, last, z
     cdef lanes_t s, t, center
-    cdef stored line[LANES]
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
-    cdef bint joined = are_joined(step, length, x, what)
+    cdef bint joined = are_joined(step, length, typed, what)
     cdef int part
-    cdef const stored *x_ahead
-    cdef const stored *dy_ahead
+    cdef Place out = due[0], at = first[0], after = first_after[0], ahead
     for row in range(count):
-        own = coefficients_of(f, channel)
+        own = coefficients(f, channel, typed, what)
         z.act, z.gate = about.act, about.gate
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
         if joined and row > 0:
-            i = share_line(dy, x, out, &before, &own, what)
+            i = share_line(&out, &last, &own, typed, what)
         else:
-            i = stream_first(dy, x, out, &own, what, carry)
+            i = stream_first(&out, &own, carry, typed, what)
         for part in range(0 if near > 0 else 1, 2):
-            until, x_ahead, dy_ahead = length, x_after - near, dy_after - near
-            if part == 0:
-                until, x_ahead, dy_ahead = near + i, next_x + (length - near), next_dy + (length - near)
+            until = length if part else near + i
+            ahead = ahead_of(&at, &after, length, part, typed)
             while i + LANES <= until:
-                add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
+                add_beside(&at, &ahead, k, LANES, LANES, center, &z, typed, what, &s, &t)
                 k += LANES
-                compute_line(dy + i, x + i, line, &own, 0, LANES, what)
-                stream_lanes(out + i, line)
+                stream_some(&out, i, &own, typed, what)
                 i += LANES
         if not joined or row + 1 == count:
-            owe(carry, dy + length, x + length, out + length, length - i, f, channel)
-        before = own
+            owe(carry, &out, length, length - i, f, channel, typed, what)
+        last = own
         if k + LANES <= length:     # one more than there were whole lines of results
-            add_beside(next_dy + k, next_x + k, dy_ahead + k, x_ahead + k, LANES, LANES, center, &z, what, &s, &t)
+            add_beside(&at, &ahead, k, LANES, LANES, center, &z, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(next_dy, next_x, dy_ahead + k, x_ahead + k, length, length - k, center, &z, what, &s, &t)
+            add_beside(&at, &ahead, k, length, length - k, center, &z, typed, what, &s, &t)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
-        dy, next_dy, dy_after = next_row(dy, step.dy), next_row(next_dy, next_step.dy), next_row(dy_after, next_step.dy)
-        x, next_x, x_after = next_row(x, step.x), next_row(next_x, next_step.x), next_row(x_after, next_step.x)
-        out = <stored *>next_row(<const stored *>out, step.out)
+        out, at, after = moved(&out, step), moved(&at, next_step), moved(&after, next_step)
         lanes = <Lanes *>(<char *>lanes + apart)
         about = <const Center *>(<const char *>about + apart)
         channel += apart != 0

@@ -42,26 +42,21 @@ cdef void clear_strip(Strip *strip) noexcept nogil:
 
 cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, Py_ssize_t width) noexcept nogil:
     """Add at most STREAMS rows to the sums of the first `width` columns."""
-    cdef double x_tile[STREAMS*GATHERED_TILE]
-    cdef double dy_tile[STREAMS*GATHERED_TILE]
-    cdef const void *x[STREAMS]
-    cdef const void *dy[STREAMS]
+    cdef double x_tile[STREAMS][GATHERED_TILE]
+    cdef double dy_tile[STREAMS][GATHERED_TILE]
+    cdef double y_tile[STREAMS][GATHERED_TILE]
+    cdef Place at[STREAMS]
     cdef const Table *table = strip.table
-    cdef const Call *call = table.call
     cdef RowCenters about
-    cdef Py_ssize_t i, start, ahead = AHEAD if table.flat else 0
+    cdef Py_ssize_t i, ahead = AHEAD if table.flat else 0
     cdef sum_rows sum = table.loops.sum_rows_again if strip.far else table.loops.sum_rows
     for i in range(count):
-        start = rows[i]*table.width + strip.column
-        if fills_dresidual(call) and not table.second:
-            gate_run(table, start, width)
         if table.in_place:
-            x[i] = row_in_place(table, call.x, rows[i], strip.column)
-            dy[i] = row_in_place(table, table.dy, rows[i], strip.column)
+            at[i] = place_in_row(table, rows[i], strip.column)
         else:
-            read_run(table, start, width, x_tile + i*GATHERED_TILE, dy_tile + i*GATHERED_TILE, &x[i], &dy[i])
+            at[i] = place_of_run(table, rows[i]*table.width + strip.column, width, x_tile[i], dy_tile[i], y_tile[i])
     about.center, about.f, about.column = table.center + strip.column, &table.columns, strip.column
-    sum(dy, x, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL)
+    sum(at, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL, NULL)
 
 
 cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:

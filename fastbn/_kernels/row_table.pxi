@@ -14,8 +14,7 @@ cdef struct Table:
     Py_ssize_t rows             # the last one may be shorter
     Py_ssize_t blocks, tiles    # parts of the rows, parts of the columns
     Py_ssize_t tile_width
-    const View *dy              # what loops read as dy: dresidual, where that is filled first
-    bint in_place               # no value must be gathered, or gated on the way
+    bint in_place               # no value must be gathered
     bint flat                   # and there are no gaps between rows
     bint stream
     bint second                 # attempt: only the tiles that need it
@@ -29,20 +28,20 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     """Sizes, and where everything stands in the scratch."""
     cdef Call *call = table.call
     cdef Py_ssize_t itemsize = table.loops.itemsize, size, k
-    cdef const View *views[5]
+    cdef const View *views[ARRAYS]
     cdef double *columns
     table.side_by_side = side_by_side(call.channels, call.values)
     table.width = table.side_by_side*call.channels
     table.rows = (call.values + table.side_by_side - 1)//table.side_by_side
     table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
-    views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.out, call.y, call.dresidual
-    table.dy = read_as_dy(call)
-    table.flat = table.in_place = not must_gate_tiles(call)
-    for k in range(5):
+    views_of(call, views)
+    table.flat = table.in_place = True
+    for k in range(ARRAYS):
         table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
-    table.stream = call.stream and (table.flat or (table.in_place and call.channels*itemsize >= 1024))
+    table.stream = (call.stream and share_lines(call.out, call.dresidual)
+                    and (table.flat or (table.in_place and call.channels*itemsize >= 1024)))
     table.tile_width = GATHERED_TILE
     if table.in_place:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
@@ -60,6 +59,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.mul_below, table.columns.add_below = columns, columns + size
     table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
+    table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size   # without gates
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)
@@ -104,7 +104,7 @@ cdef void move_values(const Table *table, const View *v, Py_ssize_t start, Py_ss
     cdef Py_ssize_t channels = table.call.channels, itemsize = table.loops.itemsize, some
     while length > 0:
         some = min(length, channels - start % channels)
-        copy_run(value_at(table, v, start), v.channel, some, v.storage, itemsize, tile, put)
+        copy_values(value_at(table, v, start), v.channel, some, itemsize, tile, put)
         tile += some*itemsize
         start += some
         length -= some
@@ -133,37 +133,30 @@ cdef inline char *row_in_place(const Table *table, const View *v, Py_ssize_t row
     return value_in_row(v, row, column)
 
 
-cdef void gate_run(const Table *table, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
-    """dresidual = dy*act', for a run of values."""
-    cdef double dy_tile[CHUNK]
-    cdef double y_tile[CHUNK]
-    cdef double g_tile[CHUNK]
-    cdef const Call *call = table.call
-    cdef Py_ssize_t some
-    cdef char *g
-    while length > 0:
-        some = length if table.in_place else min(CHUNK, length)
-        g = open_run(table, call.dresidual, start, some, g_tile, False)
-        table.loops.gate_span(open_run(table, call.dy, start, some, dy_tile, True),
-                              open_run(table, call.y, start, some, y_tile, True), g, some, &call.act)
-        if g == <char *>g_tile:
-            move_values(table, call.dresidual, start, some, g, True)
-        start += some
-        length -= some
+cdef inline void close_run(const Table *table, const View *v, Py_ssize_t start, Py_ssize_t length,
+                           const char *written, void *tile) noexcept nogil:
+    if written == <const char *>tile:
+        move_values(table, v, start, length, <char *>tile, True)
 
 
-cdef void read_run(const Table *table, Py_ssize_t start, Py_ssize_t length, void *x_tile, void *dy_tile,
-                   const void **x, const void **dy) noexcept nogil:
-    """Where a run of x and of what loops read as dy is; at most CHUNK values where they are not in place."""
-    cdef double y_tile[CHUNK]
+cdef inline Place place_in_row(const Table *table, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
+    """Where a column of a row is read, of a table that is in place."""
     cdef const Call *call = table.call
-    cdef const char *y
-    x[0] = open_run(table, call.x, start, length, x_tile, True)
-    dy[0] = open_run(table, table.dy, start, length, dy_tile, True)
-    if must_gate_tiles(call):
-        y = open_run(table, call.y, start, length, y_tile, True)
-        table.loops.gate_span(dy[0], y, dy_tile, length, &call.act)
-        dy[0] = dy_tile
-        if call.from_y:
-            undo_values(<const double *>y, <double *>x_tile, length, &call.act)
-            x[0] = x_tile
+    cdef Place at
+    at.x = row_in_place(table, call.x, row, column)
+    at.dy = row_in_place(table, call.dy, row, column)
+    at.y = row_in_place(table, call.y, row, column)
+    at.out = at.dresidual = NULL
+    return at
+
+
+cdef inline Place place_of_run(const Table *table, Py_ssize_t start, Py_ssize_t length, void *x_tile, void *dy_tile,
+                               void *y_tile) noexcept nogil:
+    """Where a run of values is to be read: in place, or in the tiles."""
+    cdef const Call *call = table.call
+    cdef Place at
+    at.x = open_run(table, call.x, start, length, x_tile, True)
+    at.dy = open_run(table, call.dy, start, length, dy_tile, True)
+    at.y = open_run(table, call.y, start, length, y_tile, True)
+    at.out = at.dresidual = NULL
+    return at

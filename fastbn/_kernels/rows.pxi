@@ -16,12 +16,12 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
     """y or dx of values start..end, counted row by row."""
     cdef double x_tile[CHUNK]
     cdef double dy_tile[CHUNK]
+    cdef double y_tile[CHUNK]
     cdef double out_tile[CHUNK]
+    cdef double dresidual_tile[CHUNK]
     cdef const Call *call = table.call
     cdef Py_ssize_t length, left = end - start
-    cdef const void *x
-    cdef const void *dy
-    cdef char *out
+    cdef Place at
     while left > 0:
         length = left
         if not table.flat:
@@ -29,15 +29,12 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
                 length = min(length, CHUNK)
             if table.side_by_side == 1:
                 length = min(length, call.channels - start % call.channels)
-        if fills_dresidual(call) and not call.measure:
-            gate_run(table, start, length)
-        read_run(table, start, length, x_tile, dy_tile, &x, &dy)
-        if call.unrounded and call.dresidual != NULL:
-            move_values(table, call.dresidual, start, length, <char *>dy_tile, True)
-        out = open_run(table, call.out, start, length, out_tile, False)
-        table.loops.apply_rows(dy, x, out, length, &table.columns, start % table.width, table.stream, NULL)
-        if out == <char *>out_tile:
-            move_values(table, call.out, start, length, out, True)
+        at = place_of_run(table, start, length, x_tile, dy_tile, y_tile)
+        at.out = open_run(table, call.out, start, length, out_tile, False)
+        at.dresidual = open_run(table, call.dresidual, start, length, dresidual_tile, False)
+        table.loops.apply_rows(&at, length, &table.columns, start % table.width, table.stream, NULL, NULL)
+        close_run(table, call.out, start, length, at.out, out_tile)
+        close_run(table, call.dresidual, start, length, at.dresidual, dresidual_tile)
         start += length
         left -= length
 
@@ -57,8 +54,12 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
         end = first
 
 
+cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
+    return call.backward and call.from_y and call.act.slope != 1
+
+
 cdef inline bint is_activated(const Call *call) noexcept nogil:
-    return call.gated or (call.dy != NULL and not call.backward)
+    return call.gated or call.y != NULL or undoes_a_slope(call) or (call.dy != NULL and not call.backward)
 
 
 cdef void run_rows(Call *call) noexcept nogil:
@@ -68,15 +69,15 @@ cdef void run_rows(Call *call) noexcept nogil:
     table.call = call
     table.loops = choose_loops(call)
     lay_out_table(&table)
+    table.columns.act = call.act
     if has_gates(call):
         find_gates(call, table.loops.find_gate, 0, call.channels)
-        table.columns.act = call.act
         table.loops.set_gate_columns(&table.columns, gates_of(call), NULL)
     if call.measure:
         measure_rows(&table)
     if call.out != NULL:
         find_numbers(call, 0, call.channels, &table.columns.each)
-        table.loops.set_columns(&table.columns, is_activated(call), NULL)
+        table.loops.set_columns(&table.columns, is_activated(call), undoes_a_slope(call), NULL)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)
     fp_restore(before)

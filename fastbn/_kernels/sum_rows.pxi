@@ -10,30 +10,36 @@ cdef struct RowCenters:         # what sums are taken about, and where there is 
     Py_ssize_t column           # where the sums begin
 
 
-cdef void sums_of_rows(const stored **dy, const stored **x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead,
-                       const RowCenters *about, double *s_of, double *t_of, const summed *of) noexcept nogil:
+cdef void sums_of_rows(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, const RowCenters *about,
+                       double *s_of, double *t_of, const stored *typed, const summed *of) noexcept nogil:
     """Add some rows to the sums of their `width` columns, and ask for what stands `ahead` values behind each.
 
     (LANES sums before the first column may be read too.)
     """
-    cdef Py_ssize_t column = 0, at, i
+    cdef Py_ssize_t column = 0, last, i
     cdef lanes_t s, t, center
     cdef Columns f = about.f[0]     # nothing that is written changes it
+    cdef const stored *x
+    cdef const stored *dy
+    cdef const stored *y
     while column + LANES <= width:
         s, t, center = lanes_load(s_of + column), lanes_load(t_of + column), lanes_load(about.center + column)
         for i in range(rows):
-            ask_for_line(dy[i] + column + ahead, x[i] + column + ahead, of)
-            add_line(dy[i] + column, x[i] + column, center, &f, about.column + column, of, &s, &t)
+            x, dy = <const stored *>at[i].x + column, <const stored *>at[i].dy + column
+            y = <const stored *>at[i].y + column
+            ask_for_line(dy + ahead, x + ahead, y + ahead, of)
+            add_line(dy, x, y, center, &f, about.column + column, of, &s, &t)
         lanes_store(s_of + column, s)
         lanes_store(t_of + column, t)
         column += LANES
     if column < width:
-        at = width - LANES
-        s, t, center = lanes_load(s_of + at), lanes_load(t_of + at), lanes_load(about.center + at)
+        last = width - LANES
+        s, t, center = lanes_load(s_of + last), lanes_load(t_of + last), lanes_load(about.center + last)
         for i in range(rows):
-            add_last(dy[i], x[i], width, width - column, center, &f, about.column + at, of, &s, &t)
-        lanes_store(s_of + at, s)
-        lanes_store(t_of + at, t)
+            add_last(<const stored *>at[i].dy, <const stored *>at[i].x, <const stored *>at[i].y, width, width - column,
+                     center, &f, about.column + last, of, &s, &t)
+        lanes_store(s_of + last, s)
+        lanes_store(t_of + last, t)
 
 
 # ---- sums of sums, column by column

@@ -25,11 +25,35 @@ cdef struct LeakyProducts:      # of one with a slope
     char nothing
 
 
+cdef struct ClippedJoinProducts:    # y tells of act'(z)
+    char nothing
+
+
+cdef struct LeakyJoinProducts:
+    char nothing
+
+
+cdef struct UndoneProducts:     # so does x, which is a y that a slope has made smaller: dy*x is g*z then
+    char nothing
+
+
 cdef struct FarClippedProducts:
     char nothing
 
 
 cdef struct FarLeakyProducts:
+    char nothing
+
+
+cdef struct FarClippedJoinProducts:
+    char nothing
+
+
+cdef struct FarLeakyJoinProducts:
+    char nothing
+
+
+cdef struct FarUndoneProducts:
     char nothing
 
 
@@ -40,8 +64,14 @@ ctypedef fused summed:
     FarProducts
     ClippedProducts
     LeakyProducts
+    ClippedJoinProducts
+    LeakyJoinProducts
+    UndoneProducts
     FarClippedProducts
     FarLeakyProducts
+    FarClippedJoinProducts
+    FarLeakyJoinProducts
+    FarUndoneProducts
 
 
 ctypedef fused summed_first:
@@ -49,6 +79,9 @@ ctypedef fused summed_first:
     Products
     ClippedProducts
     LeakyProducts
+    ClippedJoinProducts
+    LeakyJoinProducts
+    UndoneProducts
 
 
 ctypedef fused summed_again:
@@ -56,21 +89,36 @@ ctypedef fused summed_again:
     FarProducts
     FarClippedProducts
     FarLeakyProducts
+    FarClippedJoinProducts
+    FarLeakyJoinProducts
+    FarUndoneProducts
 
 
 cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
-    return summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
+    return (summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
+            or summed is ClippedJoinProducts or summed is LeakyJoinProducts or summed is UndoneProducts)
+
+
+cdef inline bint sums_dy(const summed *of) noexcept nogil:
+    return summed is not Deviations and summed is not FarDeviations
+
+
+cdef inline bint sums_by_y(const summed *of) noexcept nogil:
+    return (summed is ClippedJoinProducts or summed is LeakyJoinProducts or summed is FarClippedJoinProducts
+            or summed is FarLeakyJoinProducts)
+
+
+cdef inline bint is_about_0(const stored *typed, const summed *of) noexcept nogil:
+    return stored is not double and is_first_attempt(of)
 
 
 cdef inline lanes_t deviations(lanes_t x, lanes_t center, const stored *typed, const summed *of) noexcept nogil:
-    if stored is not double and is_first_attempt(of):
-        return x
-    return lanes_sub(x, center)
+    return x if is_about_0(typed, of) else lanes_sub(x, center)
 
 
 cdef inline bint are_exact(const stored *typed, const summed *of) noexcept nogil:
     """Products in float64, of two numbers that are float32 still."""
-    return stored is not double and is_first_attempt(of) and summed is not LeakyProducts
+    return is_about_0(typed, of) and summed is not LeakyProducts and summed is not LeakyJoinProducts
 
 
 cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stored *typed,
@@ -81,63 +129,77 @@ cdef inline lanes_t add_products(lanes_t total, lanes_t a, lanes_t b, const stor
     return lanes_add(total, lanes_mul(a, b))
 
 
-cdef inline void summands(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
-                          const summed *of, lanes_t *g, lanes_t *d) noexcept nogil:
-    """What goes into the first sum, and what that is multiplied with for the second: LANES values of each.
+cdef inline void summands(const stored *dy, const stored *x, const stored *y, lanes_t center, const numbers *f,
+                          Py_ssize_t column, const summed *of, lanes_t *g, lanes_t *by, lanes_t *d) noexcept nogil:
+    """What goes into the first sum, and the two whose product goes into the second: LANES values of each.
 
     (What needs x twice reads it once. The others read it late: registers are few.)
     """
     cdef lanes_t values
-    if summed is Deviations or summed is FarDeviations:
-        d[0] = g[0] = deviations(read_lanes(x), center, x, of)
+    if not sums_dy(of):
+        d[0] = by[0] = g[0] = deviations(read_lanes(x), center, x, of)
     elif summed is LeakyProducts or summed is FarLeakyProducts:
         values = read_lanes(x)
-        g[0] = leaky_lanes(dy, values, f, column)
+        by[0] = g[0] = leaky_lanes(dy, values, f, column)
         d[0] = deviations(values, center, x, of)
+    elif summed is UndoneProducts or summed is FarUndoneProducts:
+        values, by[0] = read_lanes(x), read_lanes(dy)
+        g[0] = leak_above_0(by[0], values, f)
+        d[0] = values if is_about_0(x, of) else lanes_sub(values, leak_above_0(center, values, f))
     else:
         if summed is ClippedProducts or summed is FarClippedProducts:
-            g[0] = clipped_lanes(dy, x, f, column)
+            g[0] = clipped_lanes(dy, x, f.gate.low, f.gate.high, column)
+        elif summed is ClippedJoinProducts or summed is FarClippedJoinProducts:
+            g[0] = clipped_lanes(dy, y, f.act.lower, f.act.upper, column)
+        elif summed is LeakyJoinProducts or summed is FarLeakyJoinProducts:
+            g[0] = leak_above_0(read_lanes(dy), read_lanes(y), f)
         else:
             g[0] = read_lanes(dy)
+        by[0] = g[0]
         d[0] = deviations(read_lanes(x), center, x, of)
 
 
-cdef inline void add_line(const stored *dy, const stored *x, lanes_t center, const numbers *f, Py_ssize_t column,
-                          const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+cdef inline void add_line(const stored *dy, const stored *x, const stored *y, lanes_t center, const numbers *f,
+                          Py_ssize_t column, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of LANES values, the first of which stands in `column`."""
-    cdef lanes_t d, g
-    summands(dy, x, center, f, column, of, &g, &d)
+    cdef lanes_t g, by, d
+    summands(dy, x, y, center, f, column, of, &g, &by, &d)
     s[0] = lanes_add(s[0], g)
-    t[0] = add_products(t[0], g, d, x, of)
+    t[0] = add_products(t[0], by, d, x, of)
 
 
-cdef inline void add_last(const stored *dy, const stored *x, Py_ssize_t length, Py_ssize_t some, lanes_t center,
-                          const numbers *f, Py_ssize_t column, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+cdef inline void add_last(const stored *dy, const stored *x, const stored *y, Py_ssize_t length, Py_ssize_t some,
+                          lanes_t center, const numbers *f, Py_ssize_t column, const summed *of, lanes_t *s,
+                          lanes_t *t) noexcept nogil:
     """The sums of the last `some` of `length` values, fewer than LANES. Lanes before them stay as they are."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
-    cdef lanes_t d, g
+    cdef stored y_line[LANES]
+    cdef lanes_t g, by, d
     x = last_line(x, length, x_line)
-    if summed is not Deviations and summed is not FarDeviations:
+    if sums_dy(of):
         dy = last_line(dy, length, dy_line)
+    if sums_by_y(of):
+        y = last_line(y, length, y_line)
     if some > FEW:
-        summands(dy, x, center, f, column, of, &g, &d)
-        g, d = lanes_last(g, some), lanes_last(d, some)
+        summands(dy, x, y, center, f, column, of, &g, &by, &d)
+        g, by, d = lanes_last(g, some), lanes_last(by, some), lanes_last(d, some)
         s[0] = lanes_add(s[0], g)
-        t[0] = add_products(t[0], g, d, x, of)
+        t[0] = add_products(t[0], by, d, x, of)
         return
-    summands(dy, x, center, f, column, of, &g, &d)      # once more: compilers leave out what is not added
-    g, d = lanes_last(g, some), lanes_last(d, some)
+    summands(dy, x, y, center, f, column, of, &g, &by, &d)      # once more: compilers leave out what is not added
+    g, by, d = lanes_last(g, some), lanes_last(by, some), lanes_last(d, some)
     s[0] = lanes_add_few(g, s[0])       # rows of 7x7 and 14x14 end so
     if are_exact(x, of):
-        t[0] = lanes_add_exact_few(g, d, t[0])
+        t[0] = lanes_add_exact_few(by, d, t[0])
     else:
-        t[0] = lanes_add_few(lanes_mul(g, d), t[0])
+        t[0] = lanes_add_few(lanes_mul(by, d), t[0])
 
 
-cdef inline void ask_for_line(const stored *dy, const stored *x, const summed *of) noexcept nogil:
-    """Values that come next, on their way. (A second attempt is rare.)"""
-    if is_first_attempt(of):
-        prefetch_lanes(x)
-    if is_first_attempt(of) and summed is not Deviations:
+cdef inline void ask_for_line(const stored *dy, const stored *x, const stored *y, const summed *of) noexcept nogil:
+    """Values that come next, on their way."""
+    prefetch_lanes(x)
+    if sums_dy(of):
         prefetch_lanes(dy)
+    if sums_by_y(of):
+        prefetch_lanes(y)

@@ -133,24 +133,41 @@ cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTog
         statistics(call, c, count, sums, centers, again)
 
 
+cdef inline double spread(const Call *call, Py_ssize_t c) noexcept nogil:
+    """The variance of what stands where x is read: from_y that is y, before a slope."""
+    cdef double mul
+    if not call.from_y:
+        return call.var[c]
+    mul = inverse_std(call.var[c], call.eps)*at(call.gamma, c, 1.0)
+    return mul*mul*call.var[c]
+
+
+cdef inline bint is_near(double mean, double var) noexcept nogil:
+    return mean*mean <= NEAR*NEAR*var
+
+
 cdef inline bint far_from_zero(const Call *call, Py_ssize_t c) noexcept nogil:
     """Whether sums of dy*x, without the mean, would lose bits that dx needs: sum_dy_xmu is what is left of them, and
     itself may have cancelled (as it has where dy comes from another normalization).
 
     Given statistics say nothing about where x is.
     """
-    return call.constant or call.from_y or not call.mean[c]*call.mean[c] <= NEAR*NEAR*call.var[c]
+    return call.constant or not is_near(call.origin[c], spread(call, c))
 
 
 cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
     """Whether one of `count` channels from c on is."""
-    cdef const double *mean = call.mean + c
+    cdef const double *origin = call.origin + c
     cdef const double *var = call.var + c
     cdef Py_ssize_t k, near = 0
-    if call.constant or call.from_y:
+    if call.constant:
         return True
-    for k in range(count):
-        near += mean[k]*mean[k] <= NEAR*NEAR*var[k]
+    if call.from_y:
+        for k in range(count):
+            near += is_near(origin[k], spread(call, c + k))
+    else:
+        for k in range(count):
+            near += is_near(origin[k], var[k])
     return near < count
 
 
@@ -195,11 +212,23 @@ cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t c, Py_ss
     for k in range(count):
         center = <float>origin[k]
         add = f.add[k] - (origin[k] - center)*by_x[k]
-        wide = (unfit(f.mul[k]) + unfit(f.mul[k]*slope) + unfit(f.by_x[k]) + large(origin[k]) + large(add)
-                + large(add*slope) + far_reaching(by_x[k], var[k], values))
+        wide = (unfit(slope) + unfit(f.mul[k]) + unfit(f.mul[k]*slope) + unfit(f.by_x[k]) + large(origin[k])
+                + large(add) + large(add*slope) + far_reaching(by_x[k], var[k], values))
         f.center[k] = origin[k] if wide > 0 else center
         f.add[k] = f.add[k] if wide > 0 else add
         f.wide[k] = wide
+    if call.from_y:
+        widen_undone(f, count, origin, by_x, slope)
+
+
+cdef inline void widen_undone(Numbers *f, Py_ssize_t count, const double *origin, const double *by_x,
+                              double slope) noexcept nogil:
+    """The same for what undo() makes of these numbers."""
+    cdef Py_ssize_t k
+    for k in range(count):
+        if f.wide[k] == 0 and unfit(by_x[k]/slope) + large(origin[k]*by_x[k]) > 0:
+            f.add[k] += (origin[k] - f.center[k])*by_x[k]
+            f.center[k], f.wide[k] = origin[k], 1
 
 
 cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
@@ -300,6 +329,7 @@ cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcep
     cdef Coefficients own
     own.center, own.mul, own.add, own.by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
     own.mul_below, own.add_below = f.mul[k]*f.act.slope, f.add[k]*f.act.slope
+    own.center_below, own.by_x_below = f.center[k], f.by_x[k]
     own.act = f.act
     own.gate.low = own.gate.high = NAN
     if f.gates != NULL:

@@ -14,7 +14,6 @@ cdef enum Storage:
     AS_IS               # in the type of the arithmetic
     FLOAT16             # half types are widened
     BFLOAT16
-    SINGLE              # float32 whose arithmetic is float64
 
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
@@ -38,7 +37,6 @@ cdef struct View:
     Py_ssize_t step[MAX_AXES]
     int axes
     bint aligned        # to the size of a value, which may then be read in place
-    Storage storage     # of what becomes float64 when it is gathered; AS_IS: it stays what it is
 
 
 cdef struct Sums:
@@ -63,9 +61,10 @@ cdef struct Gate:
 cdef struct Coefficients:
     # Forward: z = (x - center)*mul + add (+ residual), of which y = z or what an activation makes of it. Where z < 0
     # a slope makes that (x - center)*mul_below + add_below: multiplying z by it would round twice more.
-    # Backward: dx = (dy*mul + add) + (x - center)*by_x, behind an activation with mul*act'(z) for mul.
+    # Backward: dx = (dy*mul + add) + (x - center)*by_x, behind an activation with mul*act'(z) for mul. Where x is a y
+    # that a slope has made smaller, all four are others (see undone()).
     double center, mul, add, by_x
-    double mul_below, add_below
+    double center_below, mul_below, add_below, by_x_below
     Activation act
     Gate gate
     bint wide           # float32 cannot hold these numbers, or what comes between: computed in float64
@@ -100,15 +99,11 @@ cdef struct Call:
     const View *x           # NULL: not read
     const View *dy          # forward: the residual, or NULL
     const View *out         # NULL: only measured
-    # Where act'(z) is known from: x tells (gated), or y does. In the second case g goes to dresidual, which then takes
-    # the place of dy, or if that is NULL is computed wherever it is needed. So it is, too, where dresidual would round
-    # it, a slope of what is not float64 (unrounded): all are gathered as float64 then, and dresidual comes with the
-    # results.
+    # Where act'(z) is known from: x tells (gated), or y does, and then g goes to dresidual as well.
     bint gated
-    bint unrounded
     const View *y
-    const View *dresidual
-    bint from_y             # x is what an in-place forward made of it: (x - mean)*mul + beta, or slope times that
+    const View *dresidual   # NULL: only sums are taken
+    bint from_y             # x is what an in-place forward made of it: act((x - mean)*mul + beta)
     Activation act
     double *mean
     double *var

@@ -60,42 +60,6 @@ cdef void copy_values(char *where, Py_ssize_t step, Py_ssize_t run, Py_ssize_t i
             copy_value(tile + k*itemsize, where + k*step, itemsize)
 
 
-cdef void convert_run(stored *where, Py_ssize_t step, Py_ssize_t run, double *tile, bint put) noexcept nogil:
-    """The same for at most CHUNK values that are float64 in the tile."""
-    cdef stored line[CHUNK]
-    cdef bint in_line = step != sizeof(stored) or <uintptr_t>where % sizeof(stored) != 0
-    cdef stored *values = <stored *>line if in_line else where
-    cdef Py_ssize_t i = 0, k
-    if in_line and not put:
-        copy_values(<char *>where, step, run, sizeof(stored), <char *>line, False)
-    while i + LANES <= run:
-        if put:
-            write_lanes(values + i, lanes_load(tile + i))
-        else:
-            lanes_store(tile + i, read_lanes(values + i))
-        i += LANES
-    for k in range(i, run):
-        if put:
-            put_value(values + k, tile[k])
-        else:
-            tile[k] = value_of(values + k)
-    if in_line and put:
-        copy_values(<char *>where, step, run, sizeof(stored), <char *>line, True)
-
-
-cdef void copy_run(char *where, Py_ssize_t step, Py_ssize_t run, Storage storage, Py_ssize_t itemsize, char *tile,
-                   bint put) noexcept nogil:
-    """The same, wherever values are stored in the type that they have in the tile, or in another."""
-    if storage == AS_IS:
-        copy_values(where, step, run, itemsize, tile, put)
-    elif storage == SINGLE:
-        convert_run(<float *>where, step, run, <double *>tile, put)
-    elif storage == FLOAT16:
-        convert_run(<float16_t *>where, step, run, <double *>tile, put)
-    else:
-        convert_run(<bfloat16_t *>where, step, run, <double *>tile, put)
-
-
 cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                char *tile, bint put) noexcept nogil:
     """Copy values from the array into a tile, or (put) from the tile into the array."""
@@ -103,7 +67,7 @@ cdef void move(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t leng
     cdef Py_ssize_t row = position//run, start = position % run, some
     while length > 0:
         some = min(length, run - start)
-        copy_run(row_start(v, c, row) + start*step, step, some, v.storage, itemsize, tile, put)
+        copy_values(row_start(v, c, row) + start*step, step, some, itemsize, tile, put)
         tile += some*itemsize
         length -= some
         row += 1
@@ -123,7 +87,11 @@ cdef inline char *read_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
 
 cdef inline char *open_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                             void *tile) noexcept nogil:
-    """Where `length` values are to be written: in place, or into the tile, which close_tile() then puts away."""
+    """Where `length` values are to be written: in place, or into the tile, which close_tile() then puts away. NULL
+    where no array is.
+    """
+    if v == NULL:
+        return NULL
     if in_place(v, position, itemsize) >= length:
         return address(v, c, position)
     return <char *>tile
@@ -135,12 +103,60 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
         move(v, c, position, length, itemsize, <char *>tile, True)
 
 
-cdef inline Py_ssize_t common_run(const View *a, const View *b, const View *c, Py_ssize_t itemsize) noexcept nogil:
-    """Length of the rows that three arrays have in place, as far as there are so many; 0 where they differ."""
+# ---- the arrays of a call together
+
+cdef enum:
+    ARRAYS = 5
+
+
+cdef struct Place:
+    # Where the same values are in each. NULL, or any number of bytes from there, where no array is.
+    const char *x
+    const char *dy
+    const char *y
+    char *out
+    char *dresidual
+
+
+cdef struct Steps:
+    # Bytes from one row to the next.
+    Py_ssize_t x, dy, y, out, dresidual
+
+
+cdef inline Place moved(const Place *at, const Steps *step) noexcept nogil:
+    """A row further."""
+    cdef Place to
+    to.x, to.dy, to.y = at.x + step.x, at.dy + step.dy, at.y + step.y
+    to.out, to.dresidual = at.out + step.out, at.dresidual + step.dresidual
+    return to
+
+
+cdef inline Place shifted(const Place *at, Py_ssize_t bytes) noexcept nogil:
+    """Further in the same row."""
+    cdef Place to
+    to.x, to.dy, to.y = at.x + bytes, at.dy + bytes, at.y + bytes
+    to.out, to.dresidual = at.out + bytes, at.dresidual + bytes
+    return to
+
+
+cdef inline Place row_of(const Call *call, Py_ssize_t c, Py_ssize_t row) noexcept nogil:
+    """Where a row of channel c begins."""
+    cdef Place at
+    at.x, at.dy, at.y = row_start(call.x, c, row), row_start(call.dy, c, row), row_start(call.y, c, row)
+    at.out, at.dresidual = row_start(call.out, c, row), row_start(call.dresidual, c, row)
+    return at
+
+
+cdef inline void views_of(const Call *call, const View **views) noexcept nogil:
+    views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.y, call.out, call.dresidual
+
+
+cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    """Length of the rows that all arrays have in place; 0 where they differ."""
     cdef Py_ssize_t run = 0, its
-    cdef const View *views[3]
+    cdef const View *views[ARRAYS]
     cdef const View *v
-    views[0], views[1], views[2] = a, b, c
+    views_of(call, views)
     for v in views:
         if v != NULL:
             its = in_place(v, 0, itemsize)
@@ -150,8 +166,14 @@ cdef inline Py_ssize_t common_run(const View *a, const View *b, const View *c, P
     return run
 
 
-cdef inline void prefetch_bytes(const char *where, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t byte = 0
-    while byte < count:
-        prefetch_line(where + byte)
-        byte += 64
+cdef inline bint share_lines(const View *a, const View *b) noexcept nogil:
+    """Whether the same values of two arrays have the same place in their cache lines. (Where one is NULL: yes.)"""
+    cdef int axis
+    if a == NULL or b == NULL:
+        return True
+    if (a.data - b.data) % 64 != 0 or (a.channel - b.channel) % 64 != 0 or a.axes != b.axes:
+        return False
+    for axis in range(a.axes):
+        if (a.step[axis] - b.step[axis]) % 64 != 0:
+            return False
+    return True
