@@ -126,7 +126,8 @@ def fusions() -> list[Row]:
             rows += [Row(replace(case, activation=activation), ACTIVATION, over=case) for case in plain]
     for what in PASSES:
         rows += [Row(Case(32, *shape, what, activation="relu", residual=True), RESIDUAL) for shape in RESNET]
-    return rows
+    undone = [Case(32, *shape, "from-y") for shape in SOME]
+    return rows + [Row(replace(case, activation="leaky_relu"), ACTIVATION, over=case) for case in undone]
 
 
 def fresh() -> list[Row]:

@@ -375,6 +375,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     cdef Order order
     cdef Py_ssize_t scratch
     cdef cnp.ndarray a
+    call.x = call.dy = call.out = call.y = call.dresidual = NULL
     for a in (order_of, x, dy, out, y, dresidual):
         if a is not None and not is_as_described(a, order_of, channels, call):
             _explain.has_changed()

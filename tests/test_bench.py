@@ -167,6 +167,7 @@ KINDS = [
         for what in PASSES
     ],
     *[Case(3, 6, 14, what) for what in STREAMS],
+    Case(3, 6, 14, "from-y", activation="leaky_relu"),
 ]
 
 
@@ -628,7 +629,7 @@ def test_orders_types_and_fusions_have_their_targets():
     assert limits("halves", lambda c: True) == {(0.75, what) for what in each}
     assert {(r.case.dtype, r.over.dtype) for r in targets.halves()} == {(name, "float32") for name in half_types()}
     assert min(r.over.array_bytes for r in targets.halves()) > 1e7
-    assert limits("fusions", lambda c: not c.residual) == {(1.1, what) for what in each}
+    assert limits("fusions", lambda c: not c.residual) == {(1.1, what) for what in (*each, "from-y")}
     assert {r.case.activation for r in targets.fusions()} == {"relu", "relu6", "leaky_relu"}
     assert limits("fusions", lambda c: c.residual) == {(1.5, what) for what in each}
     assert limits("fresh", lambda c: not c.out) == {(1.5, what) for what in each}

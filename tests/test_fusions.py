@@ -668,6 +668,43 @@ def test_dx_and_dresidual_past_the_cache(dtype, shape, activation):
             assert (a[k + x.size :] == 7).all(), offsets
 
 
+@pytest.mark.parametrize("axis", [2, 3], ids=["planes", "channels-last"])
+def test_dx_and_dresidual_whose_lines_part_ways(axis):
+    """As many axes and the same steps, but gaps at different places: the first values share lines, later ones do not."""
+    shape = (4, 8, 16, 400, 6) if axis == 2 else (4, 8, 16, 2048)
+    x, dy, residual = (random_array(shape, np.float32, seed) for seed in range(3))
+    options = {"activation": "relu", "axis": axis, "residual": True}
+    y, stats = fastbn.batch_norm(x, **options | {"residual": residual})
+    expected = fastbn.batch_norm_backward(dy, x, stats, y=y, **options)
+    assert x.nbytes >= 4 << 20
+    inside, (a, b) = x[0, 0].size, shape[:2]
+    steps = [(b * (inside + 1), inside + 1), (b * inside + 1, inside)]  # a gap behind each second axis, or each first
+    out = []
+    for step in steps:
+        raw = np.zeros(a * b * (inside + 2), np.float32)
+        start = -raw.ctypes.data % 64 // 4
+        strides = tuple(4 * k for k in step) + x.strides[2:]
+        out.append(np.lib.stride_tricks.as_strided(raw[start:], shape, strides))
+    fastbn.batch_norm_backward(dy, x, stats, y=y, **options, out=tuple(out))
+    assert np.array_equal(out[0], expected.dx)
+    assert np.array_equal(out[1], expected.dresidual)
+
+
+@pytest.mark.parametrize("slope", [1, 0.5])
+@pytest.mark.parametrize("shape", [(2, 1), (64, 3, 20)], ids=str)
+def test_gradients_from_y_alone_of_large_numbers(shape, slope):
+    """Terms that float32 cannot hold, of a dx that it can."""
+    x = np.where(np.arange(np.prod(shape)) % 2, 1.0, -1.0).reshape(shape).astype(np.float32)
+    dy = x * np.where(x > 0, 1, np.float32(1 / slope)) * np.float32(2.0**40)
+    act = {} if slope == 1 else {"activation": "leaky_relu", "negative_slope": slope}
+    options = {"gamma": np.full(shape[1], 2.0**90), **act}
+    y, stats = fastbn.batch_norm(x, **options)
+    found = fastbn.batch_norm_backward(dy, None, stats, y=y, **options).dx
+    expected = reference.batch_norm_backward(dy, None, stats, y=y, **options).dx
+    assert np.isfinite(expected.astype(np.float32)).all()
+    np.testing.assert_allclose(found, expected, rtol=2 * U32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_residual_alone(training, dtype):

@@ -298,6 +298,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     bytes from that of the next.
     """
     cdef Coefficients own, last, z
+    cdef Activation act = f.act     # that of all: compilers do not know, and would compute all of it twice
     cdef lanes_t s, t, center
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
     cdef bint joined = are_joined(step, length, typed, what)
@@ -305,7 +306,8 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     cdef Place out = due[0], at = first[0], after = first_after[0], ahead
     for row in range(count):
         own = coefficients(f, channel, typed, what)
-        z.act, z.gate = about.act, about.gate
+        own.act = last.act = z.act = act
+        z.gate = about.gate
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
         if joined and row > 0:

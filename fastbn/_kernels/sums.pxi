@@ -218,17 +218,20 @@ cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t c, Py_ss
         f.add[k] = f.add[k] if wide > 0 else add
         f.wide[k] = wide
     if call.from_y:
-        widen_undone(f, count, origin, by_x, slope)
+        widen_from_y(call, f, c, count, origin, by_x)
 
 
-cdef inline void widen_undone(Numbers *f, Py_ssize_t count, const double *origin, const double *by_x,
-                              double slope) noexcept nogil:
-    """The same for what undo() makes of these numbers."""
+cdef inline void widen_from_y(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
+                              const double *by_x) noexcept nogil:
+    """The same for y in the place of x, and for what undo() makes of these numbers."""
+    cdef double wide
     cdef Py_ssize_t k
     for k in range(count):
-        if f.wide[k] == 0 and unfit(by_x[k]/slope) + large(origin[k]*by_x[k]) > 0:
+        wide = (unfit(by_x[k]/call.act.slope) + large(origin[k]*by_x[k])
+                + far_reaching(by_x[k], spread(call, c + k), call.values))
+        if f.wide[k] == 0 and wide > 0:
             f.add[k] += (origin[k] - f.center[k])*by_x[k]
-            f.center[k], f.wide[k] = origin[k], 1
+            f.center[k], f.wide[k] = origin[k], wide
 
 
 cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,

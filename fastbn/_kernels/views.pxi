@@ -174,6 +174,6 @@ cdef inline bint share_lines(const View *a, const View *b) noexcept nogil:
     if (a.data - b.data) % 64 != 0 or (a.channel - b.channel) % 64 != 0 or a.axes != b.axes:
         return False
     for axis in range(a.axes):
-        if (a.step[axis] - b.step[axis]) % 64 != 0:
+        if a.shape[axis] != b.shape[axis] or (a.step[axis] - b.step[axis]) % 64 != 0:
             return False
     return True

@@ -22,12 +22,14 @@ NETWORKS = {
 MATRICES = [(60, 100), (128, 4096), (4096, 256), (65536, 64)]  # (N, C): behind dense layers
 PASSES = ("training", "inference", "backward")
 
-# Arrays that are read and written, of each thing that is timed. The last four do less than a pass:
-# statistics alone, a first layer's backward (need_dx=False), and that of a frozen layer, with and without parameters.
+# Arrays that are read and written, of each thing that is timed. The last four do less than a pass: statistics alone, a
+# first layer's backward (need_dx=False), and that of a frozen layer, with and without parameters. "from-y" is a backward
+# from y alone, after a forward in place.
 STREAMS = {
     "training": (1, 1),
     "inference": (1, 1),
     "backward": (2, 1),
+    "from-y": (2, 1),
     "statistics": (1, 0),
     "params": (2, 0),
     "frozen": (2, 1),

@@ -79,6 +79,9 @@ class Prepared:
         self.gamma, self.beta = rng.standard_normal((2, case.channels)).astype(vectors)
         self.stats = fastbn.batch_stats(self.buffers[0].x, axis=case.axis)
         self.turn = 0
+        if case.what == "from-y":
+            for b in self.buffers:
+                fastbn.batch_norm(b.x, self.gamma, self.beta, out=b.x, **self.options)
         if case.residual and case.activation and case.what == "backward":
             for b in self.buffers:
                 fastbn.batch_norm(b.x, self.gamma, self.beta, residual=b.residual, out=b.y, **self.options)
@@ -111,6 +114,8 @@ class Prepared:
             return fastbn.normalize(b.x, *self.stats[1:], *affine, residual=b.residual, out=out, **options)
         if case.what == "params":
             return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, need_dx=False, **options).dgamma
+        if case.what == "from-y":
+            return fastbn.batch_norm_backward(b.dy, None, self.stats, *affine, y=b.x, out=out, **options).dx
         if case.residual:
             options |= {"residual": True, "y": b.y if case.activation else None}
             out = (b.out, b.dresidual) if case.out else None
@@ -125,6 +130,9 @@ class Prepared:
         count, mean, var = self.stats
         stats = fastbn.BatchStats(count, mean[channels], var[channels])
         gamma, beta = self.gamma[channels], self.beta[channels]
+        if what == "from-y":
+            act = {"activation": self.case.activation, "negative_slope": SLOPE}
+            return reference.batch_norm_backward(dy, None, stats, gamma, beta, y=x, **act).dx, x
         if what == "training":
             z = reference.batch_norm(x, gamma, beta)[0]
         else:
