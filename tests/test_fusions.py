@@ -670,7 +670,7 @@ def test_dx_and_dresidual_past_the_cache(dtype, shape, activation):
 
 @pytest.mark.parametrize("axis", [2, 3], ids=["planes", "channels-last"])
 def test_dx_and_dresidual_whose_lines_part_ways(axis):
-    """As many axes and the same steps, but gaps at different places: the first values share lines, later ones do not."""
+    """As many axes and the same steps, but gaps elsewhere: the first values share lines, later ones do not."""
     shape = (4, 8, 16, 400, 6) if axis == 2 else (4, 8, 16, 2048)
     x, dy, residual = (random_array(shape, np.float32, seed) for seed in range(3))
     options = {"activation": "relu", "axis": axis, "residual": True}

@@ -22,9 +22,9 @@ NETWORKS = {
 MATRICES = [(60, 100), (128, 4096), (4096, 256), (65536, 64)]  # (N, C): behind dense layers
 PASSES = ("training", "inference", "backward")
 
-# Arrays that are read and written, of each thing that is timed. The last four do less than a pass: statistics alone, a
-# first layer's backward (need_dx=False), and that of a frozen layer, with and without parameters. "from-y" is a backward
-# from y alone, after a forward in place.
+# Arrays that are read and written, of each thing that is timed. "from-y" is a backward from y alone, after a forward in
+# place. The last four do less than a pass: statistics alone, a first layer's backward (need_dx=False), and that of a
+# frozen layer, with and without parameters.
 STREAMS = {
     "training": (1, 1),
     "inference": (1, 1),
