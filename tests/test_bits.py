@@ -274,6 +274,18 @@ def test_lines_that_rows_share(dtype):
         assert (buffer[:, 19:] == 7).all(), call.__name__
 
 
+def test_parts_of_gradients_that_float32_can_just_hold():
+    """What is computed in float64, since its terms may overflow, is a matter of the statistics, not of the part."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 84, 3)).astype(np.float32)
+    stats = fastbn.batch_stats(x)
+    for power in np.arange(100, 104, 0.25):
+        large = (dy + x / 2) * np.float32(2.0**power)
+        sums = fastbn.backward_sums(large, x, stats)
+        whole, part = (fastbn.backward_apply(large[k:], x[k:], stats, sums).dx for k in (0, 60))
+        assert part.tobytes() == whole[60:].tobytes(), power
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_strides_of_dy(name, dtype):

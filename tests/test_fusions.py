@@ -705,6 +705,23 @@ def test_gradients_from_y_alone_of_large_numbers(shape, slope):
     np.testing.assert_allclose(found, expected, rtol=2 * U32)
 
 
+def test_gradients_from_y_alone_behind_a_steep_slope():
+    """beta*slope and y are finite in float32; their difference is not."""
+    rng, slope, beta = np.random.default_rng(0), 2.0**99, 2.4e8
+    x = np.clip(rng.standard_normal((64, 1)) * 1e9, -2.4e9, 1.9e9).astype(np.float32)
+    options = {"gamma": [2.56e8], "beta": [beta], "activation": "leaky_relu", "negative_slope": slope}
+    y, stats = fastbn.batch_norm(x, **options)
+    assert np.isfinite(y).all()
+    assert np.float32(beta * slope) - np.float64(y.min()) > np.finfo(np.float32).max
+    below = np.flatnonzero(y < 0)
+    dy = np.zeros_like(x)
+    dy[below[::2][: len(below) // 2], 0], dy[below[1::2], 0] = 2.0**-10, -(2.0**-10)
+    found = fastbn.batch_norm_backward(dy, None, stats, y=y, **options).dx
+    expected = reference.batch_norm_backward(dy, None, stats, y=y, **options).dx
+    assert np.isfinite(expected.astype(np.float32)).all()
+    assert_within(found, expected, 4 * U32 * abs(expected).max())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_residual_alone(training, dtype):

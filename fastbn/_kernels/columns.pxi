@@ -13,7 +13,8 @@ cdef struct GateColumns:
 cdef struct Columns:
     # Of the type of the values: of `width` columns and, once more, of the first LANES.
     column_values center, mul, add, by_x
-    column_values center_below, mul_below, add_below, by_x_below    # only where there is an activation or a residual
+    column_values mul_below, add_below      # only where there is an activation or a residual
+    column_values center_below, by_x_below  # only where x is the y of an activation with a slope: there are no gates
     GateColumns gate
     Activation act
     Py_ssize_t width
@@ -78,13 +79,13 @@ cdef void set_columns(Columns *columns, bint activated, bint undone, const real 
     if activated:
         put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
         put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
-    if undone:
+    if undone and real is float:
         undo_columns(columns, typed)
     columns.act, columns.wide = f.act, f.any_wide
 
 
 cdef void undo_columns(Columns *columns, const real *typed) noexcept nogil:
-    """Those below 0 where x is a y that a slope has made smaller."""
+    """undo() for all columns."""
     cdef Coefficients own
     cdef Py_ssize_t c
     for c in range(columns.channels):

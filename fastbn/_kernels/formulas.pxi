@@ -46,7 +46,7 @@ cdef struct LeakyScaled:        # behind one with a slope
     char nothing
 
 
-cdef struct ClippedJoinGradient:    # behind a residual and an activation, of which y tells; g = dy*act'(z), too
+cdef struct ClippedJoinGradient:    # behind a residual and bounds or nothing, of which y tells; g = dy*act'(z), too
     char nothing
 
 
@@ -62,7 +62,7 @@ cdef struct LeakyJoinScaled:
     char nothing
 
 
-cdef struct UndoneGradient:     # where x is a y that a slope has made smaller
+cdef struct UndoneGradient:     # where x is the y of an activation with a slope
     char nothing
 
 
@@ -140,7 +140,7 @@ cdef inline Place needed(const Place *at, const formula *what) noexcept nogil:
 # ---- coefficients
 
 cdef inline void undo(Coefficients *f) noexcept nogil:
-    """Where x is a y that a slope has made smaller, and float32 computes: those of what is below 0.
+    """Where x is the y of an activation with a slope, and float32 computes: those of what is below 0.
 
     (x/slope - center)*by_x is (x - center*slope)*by_x/slope, in which the product is again taken as two numbers.
     """

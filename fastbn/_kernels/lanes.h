@@ -118,7 +118,8 @@ LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
 LANES_FUNCTION(lanes_leak, (lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope), PART)
 #undef PART
 
-/* The same where only the last FEW lanes of x (and y) are not 0: what went into the others need not be computed. */
+/* lanes_add() and lanes_add_exact() where only the last FEW lanes of x (and y) are not 0: what went into the others need
+   not be computed. */
 enum { FEW = 4 };
 #define PART(f, i) r.f = PART_ADD(x.f, y.f);
 static inline lanes_t lanes_add_few(lanes_t x, lanes_t y) { lanes_t r = y; LAST_PARTS(PART) return r; }

@@ -18,7 +18,7 @@ cdef const View *view_from_channel(const View *v, Py_ssize_t c, View *to) noexce
 
 cdef void run_part(const Call *whole, Py_ssize_t c, Py_ssize_t channels, run_order run) noexcept nogil:
     """Channels c..c + channels."""
-    cdef View views[5]
+    cdef View views[ARRAYS]
     cdef Call call = whole[0]
     call.channels = channels
     call.x = view_from_channel(whole.x, c, &views[0])

@@ -58,7 +58,7 @@ cdef inline void put_some(stored *out, const stored *line, Py_ssize_t count) noe
 
 cdef inline void store_some(const Place *at, Py_ssize_t i, const Coefficients *f, Py_ssize_t count,
                             const stored *typed, const formula *what) noexcept nogil:
-    """The same for results."""
+    """`count` results."""
     cdef stored line[LANES]
     cdef stored g[LANES]
     compute_line(at, i, <stored *>line, <stored *>g, f, 0, count, what)

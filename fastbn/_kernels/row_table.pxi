@@ -59,7 +59,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.mul_below, table.columns.add_below = columns, columns + size
     table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
-    table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size   # without gates
+    table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)

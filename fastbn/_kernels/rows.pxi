@@ -55,7 +55,7 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
 
 
 cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
-    return call.backward and call.from_y and call.act.slope != 1
+    return call.from_y and call.act.slope != 1
 
 
 cdef inline bint is_activated(const Call *call) noexcept nogil:

@@ -33,7 +33,7 @@ cdef struct LeakyJoinProducts:
     char nothing
 
 
-cdef struct UndoneProducts:     # so does x, which is a y that a slope has made smaller: dy*x is g*z then
+cdef struct UndoneProducts:     # so does x, which is y itself, with a slope: dy*x is g*z then
     char nothing
 
 

@@ -192,9 +192,8 @@ cdef inline double plain(double v) noexcept nogil:
 
 
 cdef inline double far_reaching(double by_x, double var, double values) noexcept nogil:
-    """1 where (x - mean)*by_x may be `large`: no value is farther than sqrt(values) deviations.
-
-    What it is added to may bring it back.
+    """1 where (x - mean)*by_x may be `large`: of so many values behind the statistics none is farther than sqrt(values)
+    deviations. What it is added to may bring it back.
     """
     return 1.0 if by_x*by_x*var*values >= 2.0**204 else 0.0
 
@@ -206,7 +205,7 @@ cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t c, Py_ss
     x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
     digits when abs(mean) >> std.
     """
-    cdef double center, add, wide, slope = call.act.slope, values = call.values
+    cdef double center, add, wide, slope = call.act.slope, values = call.count if call.backward else call.values
     cdef const double *var = call.var + c
     cdef Py_ssize_t k
     for k in range(count):
@@ -227,8 +226,8 @@ cdef inline void widen_from_y(const Call *call, Numbers *f, Py_ssize_t c, Py_ssi
     cdef double wide
     cdef Py_ssize_t k
     for k in range(count):
-        wide = (unfit(by_x[k]/call.act.slope) + large(origin[k]*by_x[k])
-                + far_reaching(by_x[k], spread(call, c + k), call.values))
+        wide = (unfit(by_x[k]/call.act.slope) + large(origin[k]*by_x[k]) + large(origin[k]*call.act.slope)
+                + far_reaching(by_x[k], spread(call, c + k), call.count))
         if f.wide[k] == 0 and wide > 0:
             f.add[k] += (origin[k] - f.center[k])*by_x[k]
             f.center[k], f.wide[k] = origin[k], wide

@@ -61,8 +61,8 @@ cdef struct Gate:
 cdef struct Coefficients:
     # Forward: z = (x - center)*mul + add (+ residual), of which y = z or what an activation makes of it. Where z < 0
     # a slope makes that (x - center)*mul_below + add_below: multiplying z by it would round twice more.
-    # Backward: dx = (dy*mul + add) + (x - center)*by_x, behind an activation with mul*act'(z) for mul. Where x is a y
-    # that a slope has made smaller, all four are others (see undone()).
+    # Backward: dx = (dy*mul + add) + (x - center)*by_x, behind an activation with mul*act'(z) for mul. Where x is
+    # slope*z, all four are others (see undo()).
     double center, mul, add, by_x
     double center_below, mul_below, add_below, by_x_below
     Activation act
@@ -102,7 +102,7 @@ cdef struct Call:
     # Where act'(z) is known from: x tells (gated), or y does, and then g goes to dresidual as well.
     bint gated
     const View *y
-    const View *dresidual   # NULL: only sums are taken
+    const View *dresidual   # with y; NULL: only sums are taken
     bint from_y             # x is what an in-place forward made of it: act((x - mean)*mul + beta)
     Activation act
     double *mean
