@@ -21,7 +21,7 @@ cdef void compute_wide(const Place *at, const Columns *f, Py_ssize_t column, con
         value = shifted(&value, sizeof(stored))
 
 
-cdef void some_results(const Place *at, Py_ssize_t i, Py_ssize_t some, const Columns *f, Py_ssize_t column,
+cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ssize_t column,
                        const stored *typed, const formula *what) noexcept nogil:
     """The results of at most LANES values: any number, any formula, by way of the stack."""
     cdef stored x_line[LANES]
@@ -35,31 +35,30 @@ cdef void some_results(const Place *at, Py_ssize_t i, Py_ssize_t some, const Col
     memset(dy_line, 0, sizeof(dy_line))
     memset(y_line, 0, sizeof(y_line))
     if reads_x(what):
-        memcpy(x_line, <const stored *>at.x + i, bytes)
+        memcpy(x_line, at.x, bytes)
     if reads_dy(what):
-        memcpy(dy_line, <const stored *>at.dy + i, bytes)
+        memcpy(dy_line, at.dy, bytes)
     if reads_y(what):
-        memcpy(y_line, <const stored *>at.y + i, bytes)
+        memcpy(y_line, at.y, bytes)
     own.x, own.dy, own.y = <const char *>x_line, <const char *>dy_line, <const char *>y_line
     own.out, own.dresidual = <char *>line, <char *>g
     compute_line(&own, 0, <stored *>line, <stored *>g, f, column, LANES, what)
     if f.wide:
         compute_wide(&own, f, column, typed, what)
-    memcpy(<stored *>at.out + i, line, bytes)
+    memcpy(at.out, line, bytes)
     if reads_y(what):
-        memcpy(<stored *>at.dresidual + i, g, bytes)
+        memcpy(at.dresidual, g, bytes)
 
 
-cdef inline void lines_of_results(const Place *at, Py_ssize_t begin, Py_ssize_t end, const Columns *f,
-                                  Py_ssize_t column, bint stream, const stored *typed,
-                                  const formula *what) noexcept nogil:
+cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Columns *f, Py_ssize_t column,
+                                  bint stream, const stored *typed, const formula *what) noexcept nogil:
     """The results of whole lines, all of which begin before the last column."""
     cdef stored line[LANES]
     cdef stored g[LANES]
-    cdef Py_ssize_t i = begin
-    while i < end:
+    cdef Py_ssize_t i = 0
+    while i < length:
         ask_for_values(at, i, typed, what)
-        compute_line(at, i, <stored *>line, <stored *>g, f, column + (i - begin), LANES, what)
+        compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)
         if stream:
             stream_results(at, i, <const stored *>line, <const stored *>g, what)
         else:
@@ -75,24 +74,28 @@ cdef void results_of_rows(const Place *first_value, Py_ssize_t length, const Col
     the cache.
     """
     cdef Columns f = columns[0]     # nothing that is written changes it
-    cdef Place at = first_value[0]
+    cdef Place at = needed(first_value, what), here
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
     if stream and not f.wide:
         first = before_a_line(<const stored *>at.out, length)
     while i < first:            # of half types up to twice LANES
         some = min(LANES, first - i)
-        some_results(&at, i, some, columns, column, typed, what)
+        here = at
+        some_results(&here, some, columns, column, typed, what)
         column = (column + some) % width
+        at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
         i += some
     while i < length:
         some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
         if some == 0 or f.wide:
             some = min(LANES, length - i)
-            some_results(&at, i, some, columns, column, typed, what)
+            here = at
+            some_results(&here, some, columns, column, typed, what)
         elif stream:
-            lines_of_results(&at, i, i + some, &f, column, True, typed, what)
+            lines_of_results(&at, some, &f, column, True, typed, what)
         else:
-            lines_of_results(&at, i, i + some, &f, column, False, typed, what)
+            lines_of_results(&at, some, &f, column, False, typed, what)
+        at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
         i += some
         column += some
         column -= width if column >= width else 0
