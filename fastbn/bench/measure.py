@@ -131,8 +131,9 @@ class Prepared:
         stats = fastbn.BatchStats(count, mean[channels], var[channels])
         gamma, beta = self.gamma[channels], self.beta[channels]
         if what == "from-y":
-            act = {"activation": self.case.activation, "negative_slope": SLOPE}
-            return reference.batch_norm_backward(dy, None, stats, gamma, beta, y=x, **act).dx, x
+            act: dict[str, Any] = {"activation": self.case.activation, "negative_slope": SLOPE}
+            dx: Any = reference.batch_norm_backward(dy, None, stats, gamma, beta, y=x, **act).dx
+            return dx, np.asarray(x)
         if what == "training":
             z = reference.batch_norm(x, gamma, beta)[0]
         else:
