@@ -174,12 +174,15 @@ cdef inline void multiply_gradients(const real *dy, const real *x, const real *y
         gate_line(dy, y, g, 1.0, 1.0, f.act.lower, f.act.upper, column, False, count)
         for k in range(count):
             line[k] = g[k]*number(f.mul, column + k, x)
-    elif is_leaky_join(what) or is_undone(what):
-        if is_leaky_join(what):
-            choose_line(y, <real *>by, 1.0, f.act.slope, column, count)
-            for k in range(count):
-                g[k] = dy[k]*by[k]
-        choose_line(y if is_leaky_join(what) else x, <real *>by, f.mul, f.mul_below, column, count)
+    elif is_leaky_join(what):
+        choose_line(y, <real *>by, 1.0, f.act.slope, column, count)
+        for k in range(count):
+            g[k] = dy[k]*by[k]
+        choose_line(y, <real *>by, f.mul, f.mul_below, column, count)
+        for k in range(count):      # float64 has g as it is stored; float32 would round it once more
+            line[k] = g[k]*number(f.mul, column + k, x) if real is double else dy[k]*by[k]
+    elif is_undone(what):
+        choose_line(x, <real *>by, f.mul, f.mul_below, column, count)
         for k in range(count):
             line[k] = dy[k]*by[k]
     else:
@@ -290,9 +293,8 @@ cdef void compute_each(const Place *at, Py_ssize_t length, const Coefficients *f
     cdef double line[LANES]
     cdef double g[LANES]
     cdef Py_ssize_t k, i = 0, some
-    cdef Coefficients own = f[0]
-    if reads_y(what) and stored is not double and not unfit(own.act.slope):
-        own.act.slope = <float>own.act.slope    # dresidual is the same, wide or not
+    cdef double by[LANES]
+    cdef double slope = f.act.slope if unfit(f.act.slope) else <float>f.act.slope
     memset(x64, 0, sizeof(x64))
     memset(dy64, 0, sizeof(dy64))
     memset(y64, 0, sizeof(y64))
@@ -305,8 +307,12 @@ cdef void compute_each(const Place *at, Py_ssize_t length, const Coefficients *f
                 dy64[k] = value_of(<const stored *>at.dy + i + k)
             if reads_y(what):
                 y64[k] = value_of(<const stored *>at.y + i + k)
-        compute_reals(<const double *>dy64, <const double *>x64, <const double *>y64, <double *>line, <double *>g,
-                      &own, 0, LANES, what)
+        compute_reals(<const double *>dy64, <const double *>x64, <const double *>y64, <double *>line, <double *>g, f,
+                      0, LANES, what)
+        if is_leaky_join(what) and stored is not double:    # dresidual is the same, wide or not
+            choose_line(<const double *>y64, <double *>by, 1.0, slope, 0, LANES)
+            for k in range(LANES):
+                g[k] = dy64[k]*by[k]
         for k in range(some):
             put_value(<stored *>at.out + i + k, line[k])
             if reads_y(what):
