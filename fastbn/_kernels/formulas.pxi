@@ -98,6 +98,11 @@ cdef inline bint reads_dy(const formula *what) noexcept nogil:
     return formula is not Normalized and formula is not Clipped and formula is not Leaky
 
 
+cdef inline bint is_forward(const formula *what) noexcept nogil:
+    return (formula is Normalized or formula is Clipped or formula is Leaky or formula is ClippedJoin
+            or formula is LeakyJoin)
+
+
 cdef inline bint is_clipped_join(const formula *what) noexcept nogil:
     return formula is ClippedJoinGradient or formula is ClippedJoinScaled
 

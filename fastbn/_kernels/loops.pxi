@@ -2,7 +2,7 @@
 # arguments of sums and results are types only.
 
 
-ctypedef void (*sum_spans)(const Place *at, const Place *after, const Steps *, Py_ssize_t count, Py_ssize_t length,
+ctypedef void (*sum_spans)(const Place *at, const Steps *ahead, const Steps *, Py_ssize_t count, Py_ssize_t length,
                            const Center *, Lanes *, const void *, const void *) noexcept nogil
 ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                               Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s, double *t, const void *,
@@ -10,8 +10,11 @@ ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps 
 ctypedef void (*apply_spans)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
-                             Py_ssize_t k, Carry *, const Place *at, const Place *after, const Steps *,
-                             const Center *, Lanes *, Py_ssize_t apart, const void *, const void *) noexcept nogil
+                             Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Lanes *,
+                             const void *, const void *) noexcept nogil
+ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length,
+                                  const Numbers *, Carry *, const Place *at, const Steps *ahead, const Center *,
+                                  Lanes *, Py_ssize_t apart, const void *, const void *) noexcept nogil
 ctypedef void (*sum_rows)(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, const RowCenters *,
                           double *s, double *t, const void *, const void *) noexcept nogil
 ctypedef void (*apply_rows)(const Place *at, Py_ssize_t length, const Columns *, Py_ssize_t column, bint stream,
@@ -27,7 +30,8 @@ cdef struct Loops:
     sum_channels sum_channels   # some channels, the whole of each
     sum_channels sum_channels_again
     apply_spans apply_spans
-    sweep_spans sweep_spans     # apply_spans of some channels and sum_spans of the next
+    sweep_spans sweep_spans     # apply_spans of a channel and sum_spans of the next
+    sweep_neighbours sweep_neighbours   # of a sample's short rows
     sum_rows sum_rows
     sum_rows sum_rows_again
     apply_rows apply_rows
@@ -51,6 +55,7 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
     """The results of a formula, and the sums that go with it."""
     loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
     loops.sweep_spans = <sweep_spans>results_and_sums[stored, formula]
+    loops.sweep_neighbours = <sweep_neighbours>results_and_sums_of_neighbours[stored, formula]
     loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
     if formula is Gradient or formula is Scaled:
         use_sums(loops, typed, <const Products *>NULL, <const FarProducts *>NULL)

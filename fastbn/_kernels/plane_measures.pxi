@@ -15,10 +15,10 @@ cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
     at.x, at.dy, at.y = read_tile(call.x, c, 0, length, loops.itemsize, tile), NULL, NULL
     clear_lanes(&lanes)
     about.center = 0
-    loops.sum_spans_again(&at, &at, &plan.sample, 1, 1, &about, &lanes, NULL, NULL)
+    loops.sum_spans_again(&at, &plan.sample, &plan.sample, 1, 1, &about, &lanes, NULL, NULL)
     lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &about.center, &unused)
     clear_lanes(&lanes)
-    loops.sum_spans_again(&at, &at, &plan.sample, 1, length, &about, &lanes, NULL, NULL)
+    loops.sum_spans_again(&at, &plan.sample, &plan.sample, 1, length, &about, &lanes, NULL, NULL)
     lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)
     value = about.center + value/length
     return value if isfinite(value) else 0.0

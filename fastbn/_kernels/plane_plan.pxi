@@ -5,7 +5,7 @@ cdef enum:
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = TOGETHER        # channels side by side, at most
-    GROUP_BYTES = 204800    # what a group may take of the cache; one channel may take more
+    GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
     IN_ONE_GO = 800         # values of short rows
     LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
 
@@ -75,6 +75,7 @@ cdef inline Steps backwards(const Steps *step) noexcept nogil:
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
+    cdef Py_ssize_t group_bytes = GROUP_BYTES//2 if call.y != NULL else GROUP_BYTES     # of five arrays or fewer
     cdef bint steady = one_step(call)
     plan.call = call
     plan.loops = choose_loops(call)
@@ -91,7 +92,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.even = plan.run == plan.plane and steady
     plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if steady else 1
     plan.whole = plan.folds == 1 and plan.even
-    plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, GROUP_BYTES//channel_bytes))
+    plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, group_bytes//channel_bytes))
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*((call.x != NULL) + (call.dy != NULL) + (call.y != NULL)) >= LAST_FIRST
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample

@@ -28,6 +28,7 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
     cdef Py_ssize_t itemsize = plan.loops.itemsize, i, where
     cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
     cdef Place at, soon, due_at
+    cdef Steps ahead
     if due != NULL and not can_sweep(channel, due, length):
         for i in range(rows):
             where = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
@@ -48,15 +49,18 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
         return
     due_at = row_of(call, due.c, due_row)
     due_at = shifted(&due_at, start*itemsize)
-    plan.loops.sweep_spans(&due_at, &plan.due_sample, rows, length, &due.numbers, 0, due.carry, &at, &soon,
-                           &plan.sample, &channel.about, &channel.lanes, 0, NULL, NULL)
+    ahead = distance(&at, &soon)
+    plan.loops.sweep_spans(&due_at, &plan.due_sample, rows, length, &due.numbers, due.carry, &at, &ahead,
+                           &plan.sample, &channel.about, &channel.lanes, NULL, NULL)
 
 
-cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *after, Py_ssize_t count,
+cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *soon, Py_ssize_t count,
                               Py_ssize_t length) noexcept nogil:
+    """What is read `soon`, after the first row, is asked for."""
     cdef const Plan *plan = channel.plan
     cdef sum_spans sum = plan.loops.sum_spans_again if channel.far else plan.loops.sum_spans
-    sum(at, after, &plan.sample, count, length, &channel.about, &channel.lanes, NULL, NULL)
+    cdef Steps ahead = distance(at, soon)
+    sum(at, &ahead, &plan.sample, count, length, &channel.about, &channel.lanes, NULL, NULL)
 
 
 # ---- short rows: through the channels of a sample, as they stand in memory; without results beside them some samples
@@ -93,8 +97,9 @@ cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noex
     cdef const Due *due = channels.due
     cdef Place due_at = row_of(plan.call, due.c, row), at = row_of(plan.call, channels.c, row)
     cdef Place soon = row_of(plan.call, channels.c, min(row + 1, plan.rows - 1))
-    plan.loops.sweep_spans(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, 0, due.carry, &at, &soon,
-                           &plan.neighbour, &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)
+    cdef Steps ahead = distance(&at, &soon)
+    plan.loops.sweep_neighbours(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, due.carry, &at, &ahead,
+                                &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)
     if due.count > count:   # a last group of fewer channels than the one before
         apply_to_rows(due, count, row, row + 1)
 

@@ -77,6 +77,9 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
     if is_half(typed):      # to round one value takes as long as to round LANES
         compute_line(at, rest, <stored *>last, <stored *>last_g, &own, 0, LANES, what)
     while i + LANES <= length:
+        if reads_y(what):       # two arrays are written: their lines are asked for
+            prefetch_lanes(<const stored *>at.out + i + CHUNK//2)
+            prefetch_lanes(<const stored *>at.dresidual + i + CHUNK//2)
         store_some(at, i, &own, LANES, typed, what)
         i += LANES
     if is_half(typed):
@@ -268,6 +271,9 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
 #
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
+cdef enum:
+    IN_TURN = 96            # values of a row from which on its lines are taken in turn with those of the other
+
 cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
                             lanes_t center, const Coefficients *f, const stored *typed, const formula *what,
                             lanes_t *s, lanes_t *t) noexcept nogil:
@@ -289,50 +295,83 @@ cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, P
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
-                           const Numbers *f, Py_ssize_t channel, Carry *carry, const Place *first,
-                           const Place *first_after, const Steps *next_step, const Center *about, Lanes *lanes,
-                           Py_ssize_t apart, const stored *typed, const formula *what) noexcept nogil:
-    """The results of `count` rows, the sums of as many others. Whole lines past the cache, only.
-
-    The rows are of one channel each, or of neighbours: then what the sums are taken about and added to stands `apart`
-    bytes from that of the next.
-    """
-    cdef Coefficients own, last, z
-    cdef Activation act = f.act     # that of all: compilers do not know, and would compute all of it twice
-    cdef lanes_t s, t, center
+                           const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
+                           const Steps *next_step, const Center *about, Lanes *lanes, const stored *typed,
+                           const formula *what) noexcept nogil:
+    """The results of `count` rows of one channel, the sums of as many of another. Whole lines past the cache, only."""
+    cdef Coefficients own = coefficients(f, 0, typed, what), z
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
-    cdef bint joined = are_joined(step, length, typed, what)
     cdef int part
-    cdef Place out = due[0], at = first[0], after = first_after[0], ahead
+    cdef Place out = due[0], at = first[0], soon
+    z.act, z.gate = own.act, about.gate     # that of all: compilers do not know, and would compute all of it twice
     for row in range(count):
-        own = coefficients(f, channel, typed, what)
-        own.act = last.act = z.act = act
-        z.gate = about.gate
-        s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         k = 0
-        if joined and row > 0:
-            i = share_line(&out, &last, &own, typed, what)
-        else:
-            i = stream_first(&out, &own, carry, typed, what)
+        i = stream_first(&out, &own, carry, typed, what)
         for part in range(0 if near > 0 else 1, 2):
             until = length if part else near + i
-            ahead = ahead_of(&at, &after, length, part, typed)
+            soon = ahead_of(&at, ahead, length, near, part, typed)
             while i + LANES <= until:
-                add_beside(&at, &ahead, k, LANES, LANES, center, &z, typed, what, &s, &t)
+                add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
                 k += LANES
                 stream_some(&out, i, &own, typed, what)
                 i += LANES
-        if not joined or row + 1 == count:
-            owe(carry, &out, length, length - i, f, channel, typed, what)
-        last = own
+        owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
-            add_beside(&at, &ahead, k, LANES, LANES, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(&at, &ahead, k, length, length - k, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, length, length - k, center, &z, typed, what, &s, &t)
+        out, at = moved(&out, step), moved(&at, next_step)
+    lanes_store(lanes.s, s)
+    lanes_store(lanes.t, t)
+
+
+cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
+                                         const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
+                                         const Center *about, Lanes *lanes, Py_ssize_t apart, const stored *typed,
+                                         const formula *what) noexcept nogil:
+    """The same for a short row of each of `count` neighbours: mostly row by row, since for lines in turn there are too
+    few registers. What a channel's sums are taken about and added to stands `apart` bytes from that of the next.
+    """
+    cdef Coefficients own, last, z
+    cdef lanes_t s, t, center
+    cdef Py_ssize_t channel, k, i
+    cdef bint joined = are_joined(step, length, typed, what)
+    cdef Place out = due[0], at = first[0], soon
+    for channel in range(count):
+        own = coefficients(f, channel, typed, what)
+        z.act, z.gate = own.act, about.gate
+        soon = moved(&at, ahead)
+        k = 0
+        if joined and channel > 0:
+            last = coefficients(f, channel - 1, typed, what)
+            last.act = own.act
+            i = share_line(&out, &last, &own, typed, what)
+        else:
+            i = stream_first(&out, &own, carry, typed, what)
+        if is_forward(what) and length >= IN_TURN:
+            s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
+            while i + LANES <= length:
+                add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+                k += LANES
+                stream_some(&out, i, &own, typed, what)
+                i += LANES
+            lanes_store(lanes.s, s)
+            lanes_store(lanes.t, t)
+        while i + LANES <= length:
+            stream_some(&out, i, &own, typed, what)
+            i += LANES
+        if not joined or channel + 1 == count:
+            owe(carry, &out, length, length - i, f, channel, typed, what)
+        s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
+        while k + LANES <= length:
+            add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+            k += LANES
+        if k < length:
+            add_beside(&at, &soon, k, length, length - k, center, &z, typed, what, &s, &t)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
-        out, at, after = moved(&out, step), moved(&at, next_step), moved(&after, next_step)
+        out, at = moved(&out, step), moved(&at, step)
         lanes = <Lanes *>(<char *>lanes + apart)
         about = <const Center *>(<const char *>about + apart)
-        channel += apart != 0

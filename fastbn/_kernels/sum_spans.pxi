@@ -46,42 +46,44 @@ cdef inline Py_ssize_t near_end(Py_ssize_t length) noexcept nogil:
     return (length - SOON)//LANES*LANES if length > SOON else 0
 
 
-cdef inline Place ahead_of(const Place *at, const Place *after, Py_ssize_t length, int part,
+cdef inline Place ahead_of(const Place *at, const Steps *ahead, Py_ssize_t length, Py_ssize_t near, int part,
                            const stored *typed) noexcept nogil:
-    """What comes SOON: in the first part of a long row the rest of it, else what comes `after`."""
-    cdef Py_ssize_t near = near_end(length)
+    """What is asked for: in the first part of a long row, up to `near`, the rest of it, else what is `ahead`."""
+    cdef Place to = moved(at, ahead)
     if part == 0:
         return shifted(at, (length - near)*<Py_ssize_t>sizeof(stored))
-    return shifted(after, -near*<Py_ssize_t>sizeof(stored))
+    return shifted(&to, -near*<Py_ssize_t>sizeof(stored))
 
 
-cdef inline void add_rows(const Place *first, const Place *first_after, const Steps *step, Py_ssize_t count,
-                          Py_ssize_t length, lanes_t center, const Coefficients *f, const stored *typed,
-                          const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
-    """The sums of `count` rows of one channel. After the first row come others."""
-    cdef Py_ssize_t i, row, until, near = near_end(length)
+cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length, Py_ssize_t near, lanes_t center,
+                         const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                         lanes_t *t) noexcept nogil:
+    """The sums of a row."""
+    cdef Py_ssize_t i = 0, until
     cdef int part
-    cdef Place at = first[0], after = first_after[0], ahead
-    for row in range(count):
-        i = 0
-        for part in range(0 if near > 0 else 1, 2):
-            until = length if part else near
-            ahead = ahead_of(&at, &after, length, part, typed)
-            while i + LANES <= until:
-                add_and_ask(&at, &ahead, i, LANES, LANES, center, f, typed, of, s, t)
-                i += LANES
-        if i < length:
-            add_and_ask(&at, &ahead, i, length, length - i, center, f, typed, of, s, t)
-        at, after = moved(&at, step), moved(&after, step)
+    cdef Place soon
+    for part in range(0 if near > 0 else 1, 2):
+        until = length if part else near
+        soon = ahead_of(at, ahead, length, near, part, typed)
+        while i + LANES <= until:
+            add_and_ask(at, &soon, i, LANES, LANES, center, f, typed, of, s, t)
+            i += LANES
+    if i < length:
+        add_and_ask(at, &soon, i, length, length - i, center, f, typed, of, s, t)
 
 
-cdef void sums_of_spans(const Place *at, const Place *after, const Steps *step, Py_ssize_t count, Py_ssize_t length,
-                        const Center *about, Lanes *lanes, const stored *typed, const summed *of) noexcept nogil:
-    """Add `count` rows of one channel to its lanes."""
-    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t)
+cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,
+                        Py_ssize_t length, const Center *about, Lanes *lanes, const stored *typed,
+                        const summed *of) noexcept nogil:
+    """Add `count` rows of one channel to its lanes. What is so far `ahead` of each is asked for meanwhile."""
+    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Coefficients own
+    cdef Place at = first[0]
+    cdef Py_ssize_t row
     own.act, own.gate = about.act, about.gate
-    add_rows(at, after, step, count, length, lanes_all(about.center), &own, typed, of, &s, &t)
+    for row in range(count):
+        add_row(&at, ahead, length, near_end(length), center, &own, typed, of, &s, &t)
+        at = moved(&at, step)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
 
@@ -89,17 +91,20 @@ cdef void sums_of_spans(const Place *at, const Place *after, const Steps *step, 
 cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                            Py_ssize_t rows, Py_ssize_t length, const Centers *about, double *s_of, double *t_of,
                            const stored *typed, const summed *of) noexcept nogil:
-    """The sums of some channels, of `rows` rows each."""
-    cdef lanes_t s, t
+    """The sums of some channels, of `rows` rows each. The neighbour's are asked for meanwhile."""
+    cdef lanes_t s, t, center
     cdef Coefficients own
-    cdef Py_ssize_t k
-    cdef Place at = first[0], next_channel
+    cdef Py_ssize_t k, row
+    cdef Place channel = first[0], at
     own.act = about.act
     for k in range(channels):
-        next_channel = moved(&at, neighbour)
         if about.gates != NULL:
             own.gate = about.gates[k]
         s = t = lanes_all(0)
-        add_rows(&at, &next_channel, sample, rows, length, lanes_all(about.center[k]), &own, typed, of, &s, &t)
+        center = lanes_all(about.center[k])
+        at = channel
+        for row in range(rows):
+            add_row(&at, neighbour, length, 0, center, &own, typed, of, &s, &t)
+            at = moved(&at, sample)
         lanes_sums(s, t, &s_of[k], &t_of[k])
-        at = next_channel
+        channel = moved(&channel, neighbour)

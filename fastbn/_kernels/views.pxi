@@ -119,7 +119,7 @@ cdef struct Place:
 
 
 cdef struct Steps:
-    # Bytes from one row to the next.
+    # Bytes from one row to another.
     Py_ssize_t x, dy, y, out, dresidual
 
 
@@ -137,6 +137,14 @@ cdef inline Place shifted(const Place *at, Py_ssize_t bytes) noexcept nogil:
     to.x, to.dy, to.y = at.x + bytes, at.dy + bytes, at.y + bytes
     to.out, to.dresidual = at.out + bytes, at.dresidual + bytes
     return to
+
+
+cdef inline Steps distance(const Place *at, const Place *to) noexcept nogil:
+    """From one place to another."""
+    cdef Steps way
+    way.x, way.dy, way.y = to.x - at.x, to.dy - at.dy, to.y - at.y
+    way.out, way.dresidual = to.out - at.out, to.dresidual - at.dresidual
+    return way
 
 
 cdef inline Place row_of(const Call *call, Py_ssize_t c, Py_ssize_t row) noexcept nogil:
