@@ -113,6 +113,11 @@ LANES_FUNCTION(lanes_mul, (lanes_t x, lanes_t y), PART)
 LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
 #undef PART
 
+/* z + x*p for values p that are widened one part after the other: that takes fewer registers than all of them at once. */
+#define PART(f, i) r.f = PART_ADD_EXACT(x.f, PART_WIDEN(p + i), z.f);
+LANES_FUNCTION(lanes_add_widened, (lanes_t x, const float *p, lanes_t z), PART)
+#undef PART
+
 /* dy where low <= x <= high, else dy*slope. */
 #define PART(f, i) r.f = PART_MUL(dy.f, PART_CHOOSE(PART_WITHIN(x.f, low.f, high.f), PART_ALL(1.0), PART_ALL(slope)));
 LANES_FUNCTION(lanes_leak, (lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope), PART)

@@ -165,7 +165,10 @@ cdef inline void add_line(const stored *dy, const stored *x, const stored *y, la
     cdef lanes_t g, by, d
     summands(dy, x, y, center, f, column, of, &g, &by, &d)
     s[0] = lanes_add(s[0], g)
-    t[0] = add_products(t[0], by, d, x, of)
+    if stored is float and are_exact(x, of) and sums_dy(of):
+        t[0] = lanes_add_widened(by, x, t[0])       # d is x, and is not computed then
+    else:
+        t[0] = add_products(t[0], by, d, x, of)
 
 
 cdef inline void add_last(const stored *dy, const stored *x, const stored *y, Py_ssize_t length, Py_ssize_t some,
