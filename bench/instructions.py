@@ -20,13 +20,14 @@ from pathlib import Path
 import compare
 
 CASES = ["training", "inference", "backward"]
-# Batch, channels, height; the last two go past the cache.
-SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7), (32, 64, 28), (32, 256, 14)]
+# Batch, channels, height; the last three go past the cache.
+SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7), (32, 64, 28), (32, 256, 14), (32, 1024, 7)]
 RELU, LEAKY = {"activation": "relu"}, {"activation": "leaky_relu"}
 # Each other kind on one shape: its name, how the array lies, its dtype, and the options of the calls.
 KINDS = [
     ("relu", (8, 16, 28), "NCHW", "float32", RELU),
     ("relu-residual", (8, 16, 28), "NCHW", "float32", RELU | {"residual": True}),
+    ("relu-residual", (8, 128, 7), "NCHW", "float32", RELU | {"residual": True}),
     ("leaky", (8, 16, 28), "NCHW", "float32", LEAKY),
     ("leaky-residual", (8, 16, 28), "NCHW", "float32", LEAKY | {"residual": True}),
     *((f"{dtype}", (8, 16, 28), "NCHW", dtype, {}) for dtype in ("float16", "bfloat16")),

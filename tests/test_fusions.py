@@ -371,6 +371,7 @@ BIG = {
     "one channel": ((3, 1, 25000), "planes"),
     "streamed": ((3, 6, 239, 251), "planes"),
     "streamed, short rows": ((2000, 20, 27), "planes"),
+    "streamed, rows of 14x14": ((60, 91, 196), "planes"),
     "rows": ((700, 130), "planes"),
     "two channels": ((40000, 2), "planes"),
     "channels-last": ((10, 140, 60), "channels-last"),
@@ -400,6 +401,8 @@ BIG_ROWS = [
 def test_large(row):
     case = Case(row)
     y, stats = case.forward()
+    if row["training"]:
+        assert_stats(stats, case.x if case.x.dtype in (np.float32, np.float64) else case.x.astype(np.float32))
     assert_fused_y(y, case, stats)
     found = case.backward(y, stats)
     assert_fused_gradients(found, case, y, stats)

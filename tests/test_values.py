@@ -121,17 +121,19 @@ def test_rows_of_any_length(length, dtype):
     assert np.array_equal(fastbn.batch_norm_backward(dy, x, stats, out=dy).dx, dx)
 
 
-@pytest.mark.parametrize("length", [*range(2, 20), 49, 63, 255, 257, 300])
+@pytest.mark.parametrize("length", [*range(2, 20), 49, 63, 95, 96, 196, 255, 257, 300])
 def test_large_arrays_with_short_rows(length):
-    """Results of 4 MiB and more go past the cache, whatever their rows; none is left out."""
+    """Results of 4 MiB and more go past the cache, whatever their rows, while sums are taken; nothing is left out."""
     shape = (1 + (1 << 20) // (61 * length), 61, length)
     x, dy = random_array(shape), random_array(shape, seed=1)
     gamma, beta = parameters(shape[1])
     y, dx = np.full((2, *shape), np.nan, np.float32)
     _, stats = fastbn.batch_norm(x, gamma, beta, eps=EPS, out=y)
-    fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    _, dgamma, dbeta, _ = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    assert_stats(stats, x)
     assert_y(y, x, stats.mean, stats.var, gamma, beta, EPS)
     assert_dx(dx, dy, x, stats, gamma, EPS)
+    assert_parameter_gradients(dgamma, dbeta, dy, x, stats.mean, stats.var, EPS)
 
 
 @pytest.mark.parametrize("length", [5, 9, 15, 20])
@@ -143,9 +145,11 @@ def test_large_arrays_of_many_small_channels(samples, length):
     gamma, beta = parameters(channels)
     y, dx = (np.full((channels, samples, length), np.nan, np.float32).swapaxes(0, 1) for _ in range(2))
     _, stats = fastbn.batch_norm(x, gamma, beta, eps=EPS, out=y)
-    fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    _, dgamma, dbeta, _ = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, eps=EPS, out=dx)
+    assert_stats(stats, x)
     assert_y(y, x, stats.mean, stats.var, gamma, beta, EPS)
     assert_dx(dx, dy, x, stats, gamma, EPS)
+    assert_parameter_gradients(dgamma, dbeta, dy, x, stats.mean, stats.var, EPS)
 
 
 @pytest.mark.parametrize("layout", ["channels-last", "every-second", "channels-last-gap", "gap-last-axis"])

@@ -272,7 +272,8 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
 cdef enum:
-    IN_TURN = 96            # values of a row from which on its lines are taken in turn with those of the other
+    IN_TURN = 96            # values of a short row, from which on a forward takes its lines in turn
+
 
 cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
                             lanes_t center, const Coefficients *f, const stored *typed, const formula *what,
@@ -331,8 +332,9 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
                                          const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
                                          const Center *about, Lanes *lanes, Py_ssize_t apart, const stored *typed,
                                          const formula *what) noexcept nogil:
-    """The same for a short row of each of `count` neighbours: mostly row by row, since for lines in turn there are too
-    few registers. What a channel's sums are taken about and added to stands `apart` bytes from that of the next.
+    """The same for a short row of each of `count` neighbours. Lines in turn need more registers than there are, and a
+    short row cannot make good what that takes: results of a row first, then sums of one. What a channel's sums are
+    taken about and added to stands `apart` bytes from that of the next.
     """
     cdef Coefficients own, last, z
     cdef lanes_t s, t, center

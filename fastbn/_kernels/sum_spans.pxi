@@ -58,7 +58,7 @@ cdef inline Place ahead_of(const Place *at, const Steps *ahead, Py_ssize_t lengt
 cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length, Py_ssize_t near, lanes_t center,
                          const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
                          lanes_t *t) noexcept nogil:
-    """The sums of a row."""
+    """The sums of a row. Up to `near` what comes later in it is asked for, then what is `ahead`."""
     cdef Py_ssize_t i = 0, until
     cdef int part
     cdef Place soon
