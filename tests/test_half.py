@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from arrays import assert_parameter_gradients, assert_stats
 
 import fastbn
 from fastbn import _cpu, reference
@@ -251,6 +252,24 @@ def test_large_out_at_any_address(shape, offset, dtype):
     assert (np.abs(out.astype(np.float64) - expected) <= 1.001 * unit * expected + 1e-5).all()
     assert (memory[:start] == 7).all()
     assert (memory[start + x.nbytes :] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(720, 61, 49), (180, 61, 196)], ids=str)
+def test_large_arrays_with_short_rows(shape, dtype):
+    """Their sums are taken while results of other channels go past the cache."""
+    x, dy = np.random.default_rng(0).normal(size=(2, *shape)).astype(dtype)
+    assert x.nbytes >= 4 << 20
+    y, stats = fastbn.batch_norm(x)
+    dx, dgamma, dbeta, _ = fastbn.batch_norm_backward(dy, x, stats)
+    wide_x, wide_dy = x.astype(np.float32), dy.astype(np.float32)
+    assert_stats(stats, wide_x)
+    assert_parameter_gradients(dgamma, dbeta, wide_dy, wide_x, stats.mean, stats.var, 1e-5)
+    unit = 2.0 ** (-11 if dtype == np.float16 else -8)
+    expected_y = reference.batch_norm(wide_x.astype(np.float64))[0]
+    expected_dx = reference.batch_norm_backward(wide_dy, wide_x, stats).dx
+    for found, expected in ((y, expected_y), (dx, expected_dx)):
+        assert (np.abs(found.astype(np.float64) - expected) <= 1.001 * unit * abs(expected) + 1e-5).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 7), (60, 40, 31, 31), (40, 64, 30, 30), (500, 40), (9, 3)])

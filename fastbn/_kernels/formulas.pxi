@@ -221,7 +221,7 @@ cdef inline void compute_reals(const real *dy, const real *x, const real *y, rea
     cdef Py_ssize_t k
     cdef real d
     cdef real below[LANES]
-    if reads_dy(what) and formula is not ClippedJoin and formula is not LeakyJoin:
+    if not is_forward(what):
         multiply_gradients(dy, x, y, line, g, f, column, count, what)
     if formula is UndoneGradient:
         add_undone(x, line, f, column, count)

@@ -75,7 +75,7 @@ cdef inline Steps backwards(const Steps *step) noexcept nogil:
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
-    cdef Py_ssize_t group_bytes = GROUP_BYTES//2 if call.y != NULL else GROUP_BYTES     # of five arrays or fewer
+    cdef Py_ssize_t group_bytes = GROUP_BYTES
     cdef bint steady = one_step(call)
     plan.call = call
     plan.loops = choose_loops(call)
@@ -92,6 +92,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.even = plan.run == plan.plane and steady
     plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if steady else 1
     plan.whole = plan.folds == 1 and plan.even
+    if call.y != NULL:      # five arrays share the cache, not two or three
+        group_bytes //= 2
     plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, group_bytes//channel_bytes))
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*((call.x != NULL) + (call.dy != NULL) + (call.y != NULL)) >= LAST_FIRST

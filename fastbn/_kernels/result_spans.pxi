@@ -267,12 +267,12 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
         at = moved(&at, step)
 
 
-# ---- both at once: the result of one channel and the sums of the next, line by line in turn
+# ---- both at once: the result of one channel and the sums of the next, line by line in turn, or row by row
 #
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
 cdef enum:
-    IN_TURN = 96            # values of a short row, from which on a forward takes its lines in turn
+    LINE_BY_LINE = 96       # values of a short row, from which on a forward goes line by line
 
 
 cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
@@ -305,7 +305,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
     cdef int part
     cdef Place out = due[0], at = first[0], soon
-    z.act, z.gate = own.act, about.gate     # that of all: compilers do not know, and would compute all of it twice
+    z.act, z.gate = own.act, about.gate
     for row in range(count):
         k = 0
         i = stream_first(&out, &own, carry, typed, what)
@@ -332,9 +332,9 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
                                          const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
                                          const Center *about, Lanes *lanes, Py_ssize_t apart, const stored *typed,
                                          const formula *what) noexcept nogil:
-    """The same for a short row of each of `count` neighbours. Lines in turn need more registers than there are, and a
-    short row cannot make good what that takes: results of a row first, then sums of one. What a channel's sums are
-    taken about and added to stands `apart` bytes from that of the next.
+    """The same for a short row of each of `count` neighbours: row by row, since line by line needs more registers than
+    there are. (Of longer rows in a forward, which needs the fewest, the lines still gain more than that costs.) What a
+    channel's sums are taken about and added to stands `apart` bytes from that of the next.
     """
     cdef Coefficients own, last, z
     cdef lanes_t s, t, center
@@ -348,11 +348,11 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         k = 0
         if joined and channel > 0:
             last = coefficients(f, channel - 1, typed, what)
-            last.act = own.act
+            last.act = own.act      # that of all: compilers do not know, and would compute all of it twice
             i = share_line(&out, &last, &own, typed, what)
         else:
             i = stream_first(&out, &own, carry, typed, what)
-        if is_forward(what) and length >= IN_TURN:
+        if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             while i + LANES <= length:
                 add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
