@@ -159,9 +159,6 @@ cdef cnp.ndarray in_float64(cnp.ndarray v):
     if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
         for c in range(shape):
             to[c] = (<double *>(source + c*step))[0]
-    elif step == sizeof(float):             # nearly always
-        for c in range(shape):
-            to[c] = (<float *>source)[c]
     else:
         for c in range(shape):
             to[c] = (<float *>(source + c*step))[0]
@@ -196,18 +193,25 @@ cdef Activation accept_activation(object name, object slope) except *:
     return act
 
 
-cdef cnp.ndarray accept_variance(object var, str name, Py_ssize_t channels):
-    """A vector without negative numbers."""
-    cdef cnp.ndarray given = accept_needed(var, name, channels), numbers = in_float64(given)
-    cdef const double *v = doubles(numbers)
-    cdef int64_t bits, signs = 0
-    cdef Py_ssize_t c
-    for c in range(channels):       # in a loop that becomes vectors
-        memcpy(&bits, v + c, sizeof(bits))
-        signs |= bits
-    if signs < 0:                   # perhaps of -0.0, or of NaN
-        _explain.check_variance(name, numbers)
-    return given
+cdef cnp.ndarray contiguous(cnp.ndarray v):
+    """A vector whose numbers stand side by side: itself, or a copy. None for None."""
+    return v if v is None or cnp.PyArray_ISCARRAY_RO(v) else v.copy()
+
+
+cdef inline Vector vector_of(cnp.ndarray v) noexcept:
+    """What a kernel sees of a contiguous vector, or of None."""
+    cdef Vector to
+    to.data = NULL if v is None else cnp.PyArray_BYTES(v)
+    to.float32 = v is not None and cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT32
+    return to
+
+
+cdef int check_variance(cnp.ndarray v, str name) except -1:
+    """That a contiguous vector does not hold negative numbers."""
+    cdef Vector var = vector_of(v)
+    if KERNELS.any_sign(&var, cnp.PyArray_DIM(v, 0)):       # perhaps of -0.0, or of NaN
+        _explain.check_variance(name, in_float64(v))
+    return 0
 
 
 cdef inline double *doubles(cnp.ndarray v) noexcept:
@@ -441,8 +445,8 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
-    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
-    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
     call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
@@ -452,7 +456,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean = call.origin = doubles(mean)
-    call.var, call.gamma, call.beta = doubles(var), doubles(g64), doubles(b64)
+    call.var, call.gamma, call.beta = doubles(var), vector_of(g_read), vector_of(b_read)
     run(&call, channels, a, a, r, y)
     return y, (call.values, read_only(mean), read_only(var))
 
@@ -462,16 +466,17 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, 
     cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
-    cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m64 = in_float64(m)
-    cdef cnp.ndarray v = accept_variance(var, "var", call.channels), v64 = in_float64(v)
-    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
-    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m_read = contiguous(m)
+    cdef cnp.ndarray v = accept_needed(var, "var", call.channels), v_read = contiguous(v)
+    check_variance(v_read, "var")
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
     call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
     y = accept_out(out, a, ("x", "residual", "mean", "var", "gamma", "beta"), (a, r, m, v, g, b), 2)
-    call.mean = call.origin = doubles(m64)
-    call.var, call.gamma, call.beta = doubles(v64), doubles(g64), doubles(b64)
+    call.given_mean, call.given_var = vector_of(m_read), vector_of(v_read)
+    call.gamma, call.beta = vector_of(g_read), vector_of(b_read)
     run(&call, channels, a, a, r, y)
     return y
 
@@ -494,12 +499,13 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef Call call = describe(a, channels, accept_eps(eps))
     count, mean, var = _explain.as_stats(stats, training)
     cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
-    cdef cnp.ndarray v = accept_variance(var, "stats.var", call.channels), v64 = in_float64(v)
-    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g64 = in_float64(g)
-    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b64 = in_float64(b)
+    cdef cnp.ndarray v = accept_needed(var, "stats.var", call.channels), v64 = in_float64(v)
+    check_variance(v64, "stats.var")
+    cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b), b64
     if from_y:
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
-    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None, zeros
+    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
     if y is not None and not from_y:
         of_mask = accept_like(y, "y", a)
     elif residual and activation is not None:
@@ -527,11 +533,11 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
                                (d, dx, a, of_mask, m, v, g, b, s, t), 1)
     call.backward, call.constant, call.act, call.from_y = True, not training, act, from_y
     call.gated = activation is not None and not residual and not from_y
-    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), doubles(g64), doubles(b64)
+    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), vector_of(g_read), vector_of(b_read)
     call.origin = call.mean
     if from_y:
-        zeros = new_vector(call.channels)
-        call.origin = doubles(zeros if b is None else b64)
+        b64 = new_vector(call.channels) if b is None else in_float64(b)
+        call.origin = doubles(b64)
     if not residual:
         of_mask = None
     elif activation is None:
@@ -555,7 +561,7 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarr
     cdef cnp.ndarray zeros = new_vector(call.channels)
     call.measure, call.constant = False, True
     call.mean = call.var = doubles(zeros)
-    call.origin, call.gamma, call.eps = call.mean, NULL, 1
+    call.origin, call.gamma, call.eps = call.mean, vector_of(None), 1
     return run(&call, channels, order_of, None, dy, dresidual, y, dresidual)
 
 

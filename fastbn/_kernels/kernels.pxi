@@ -4,7 +4,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN, fabs, isfinite
 from libc.stdint cimport (
-    INT16_MAX, INT32_MAX, INT64_MAX, INTPTR_MAX, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t,
+    INT16_MAX, INT32_MAX, INT64_MAX, INTPTR_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
 from libc.string cimport memcpy, memset
 
@@ -57,6 +57,7 @@ cdef extern from "half.h":
 include "team.pxi"
 include "lanes.pxi"
 include "views.pxi"
+include "vectors.pxi"
 include "sums.pxi"
 include "columns.pxi"
 include "activations.pxi"
@@ -82,5 +83,6 @@ include "floor.pxi"
 cdef Kernels KERNELS
 KERNELS.run = run_parts
 KERNELS.floor = run_floor
+KERNELS.any_sign = any_sign
 
 table = PyCapsule_New(&KERNELS, "fastbn.Kernels", NULL)

@@ -30,7 +30,9 @@ cdef void run_part(const Call *whole, Py_ssize_t c, Py_ssize_t channels, run_ord
     call.sum_dy = <double *>from_channel(whole.sum_dy, c)
     call.sum_dy_xmu = <double *>from_channel(whole.sum_dy_xmu, c)
     call.origin = from_channel(whole.origin, c)
-    call.gamma, call.beta = from_channel(whole.gamma, c), from_channel(whole.beta, c)
+    call.given_mean = vector_from_channel(&whole.given_mean, c)
+    call.given_var = vector_from_channel(&whole.given_var, c)
+    call.gamma, call.beta = vector_from_channel(&whole.gamma, c), vector_from_channel(&whole.beta, c)
     run(&call)
 
 

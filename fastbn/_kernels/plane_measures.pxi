@@ -34,16 +34,18 @@ cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexc
     return first_pivot(plan, c) if call.dtype == FLOAT64 else 0.0
 
 
-cdef void first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:
-    """Those of `count` channels from c on."""
+cdef bint first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:
+    """Those of `count` channels from c on; whether any is `far`, and only then which."""
     cdef const Call *call = plan.call
     cdef Py_ssize_t k
+    cdef bint any_far = False
     if call.dtype != FLOAT64 and not (call.backward and any_far_from_zero(call, c, count)):
         memset(centers, 0, count*sizeof(double))
-        memset(far, False, count*sizeof(bint))
-        return
+        return False
     for k in range(count):
         centers[k] = first_center(plan, c + k, &far[k])
+        any_far = any_far or far[k]
+    return any_far
 
 
 cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, Py_ssize_t c,
@@ -66,27 +68,28 @@ cdef void begin_again(Channel *channel, const Plan *plan, Py_ssize_t c) noexcept
     channel.far = True
 
 
-cdef void settle_group(const Channel *channels, Py_ssize_t count, bint *again) noexcept nogil:
-    """Take what the call asked for from the sums; where that asks for better ones."""
+cdef bint settle_group(const Channel *channels, Py_ssize_t count, double *again) noexcept nogil:
+    """Take what the call asked for from the sums; whether and where that asks for better ones."""
     cdef SumsTogether sums
     cdef double centers[GROUP]
     cdef Py_ssize_t k
     for k in range(count):
         put_sums(&sums, k, &channels[k].total)
         centers[k] = channels[k].about.center
-    settle(channels.plan.call, channels.c, count, &sums, centers, again)
+    return settle(channels.plan.call, channels.c, count, &sums, centers, again)
 
 
-cdef void measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const Due *due, bint *again) noexcept nogil:
+cdef bint measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const Due *due,
+                        double *again) noexcept nogil:
     cdef Channel channels[GROUP]
     begin_channels(channels, count, plan, c, due)
     sum_side_by_side(channels, count)
-    settle_group(channels, count, again)
+    return settle_group(channels, count, again)
 
 
 cdef void measure_again(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef Channel channel
-    cdef bint again
+    cdef double again
     begin_again(&channel, plan, c)
     sum_side_by_side(&channel, 1)
     settle_group(&channel, 1, &again)
@@ -105,18 +108,20 @@ cdef void sum_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const doub
     sum(&at, &plan.sample, &plan.neighbour, count, plan.rows, plan.plane, &about, s, t, NULL, NULL)
 
 
-cdef void measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, bint *again) noexcept nogil:
+cdef bint measure_whole(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *again) noexcept nogil:
     """measure_group() for channels that are one fold each: by calls for as many as can be summed alike."""
     cdef const Call *call = plan.call
     cdef SumsTogether sums
-    cdef double centers[GROUP]
-    cdef bint far[GROUP]
+    cdef double centers[TOGETHER]
+    cdef bint far[TOGETHER]
     cdef Py_ssize_t k, first = 0
-    first_centers(plan, c, count, centers, far)
     memset(sums.a_low, 0, count*sizeof(double))
     memset(sums.b_low, 0, count*sizeof(double))
+    if not first_centers(plan, c, count, centers, far):
+        sum_whole(plan, c, count, centers, False, sums.a, sums.b)
+        return settle(call, c, count, &sums, centers, again)
     for k in range(1, count + 1):
         if k == count or far[k] != far[first]:
             sum_whole(plan, c + first, k - first, centers + first, far[first], sums.a + first, sums.b + first)
             first = k
-    settle(call, c, count, &sums, centers, again)
+    return settle(call, c, count, &sums, centers, again)

@@ -4,7 +4,7 @@ cdef enum:
     SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
-    GROUP = TOGETHER        # channels side by side, at most
+    GROUP = 32              # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
     IN_ONE_GO = 800         # values of short rows
     LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
@@ -94,7 +94,9 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.whole = plan.folds == 1 and plan.even
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2
-    plan.group = 1 if plan.stream and plan.plane >= SHORT else max(1, min(GROUP, group_bytes//channel_bytes))
+    plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
+    if plan.stream and plan.plane >= SHORT:
+        plan.group = 1
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*((call.x != NULL) + (call.dy != NULL) + (call.y != NULL)) >= LAST_FIRST
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample

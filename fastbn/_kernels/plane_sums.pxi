@@ -15,7 +15,7 @@ cdef struct Channel:
 
 cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t length) noexcept nogil:
     """Whether results and sums may be taken in one loop."""
-    return length >= LANES and not (channel.far or due.numbers.wide[0] != 0)
+    return length >= LANES and not (channel.far or due.numbers.any_wide)
 
 
 cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,

@@ -23,38 +23,43 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
     """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
 
-    Not where nothing goes past the cache: results are then sooner there right after the sums.
+    Not where nothing goes past the cache: results are then sooner there right after the sums. Without `measure` they
+    are all there is.
     """
     cdef const Call *call = plan.call
-    cdef double memory[2][5*GROUP]
+    cdef double memory[2][5*TOGETHER]
     cdef Due due[2]
     cdef Due *ready = NULL      # its channels have their sums
-    cdef bint again[GROUP]
+    cdef double again[TOGETHER]
+    cdef bint any_again = False
     cdef Py_ssize_t c = begin, count, k
     cdef int turn
     for turn in range(2):
         due[turn].plan, due[turn].carry = plan, carry
-        due[turn].numbers = lay_out_numbers(memory[turn], GROUP, call)
+        due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
     while c < end:
         count = min(plan.group, end - c)
-        if plan.whole and ready == NULL:
-            measure_whole(plan, c, count, again)
+        if not call.measure:
+            count = min(TOGETHER, end - c)
+        elif plan.whole and ready == NULL:
+            any_again = measure_whole(plan, c, count, again)
         else:
-            measure_group(plan, c, count, ready, again)
-        for k in range(count):
-            if again[k]:
+            any_again = measure_group(plan, c, count, ready, again)
+        for k in range(count if any_again else 0):
+            if again[k] != 0:
                 measure_again(plan, c + k)
         if call.out != NULL:
             turn = 1 - turn
             ready = &due[turn]
             ready.c, ready.count = c, count
             find_numbers(call, c, count, &ready.numbers)
-            if carry == NULL:
+            if carry == NULL or not call.measure:
                 apply_all(ready)
                 ready = NULL
         c += count
     if ready != NULL:
         apply_all(ready)
+    if carry != NULL:
         put_owed_results(plan, carry)
 
 
@@ -69,7 +74,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     carry.owed = 0
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
     find_gates(call, plan.loops.find_gate, begin, end - begin)
-    if call.measure:
+    if in_turn(call):
         measure_and_apply(plan, begin, end, due.carry)
         return
     due.numbers = lay_out_numbers(<double *>after_gates(call) + 5*begin, due.count, call)
@@ -84,13 +89,12 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef Channel channel
     cdef double memory[5]
     cdef Due due
-    cdef bint again
+    cdef double again
     find_gates(call, plan.loops.find_gate, c, 1)
     if call.measure:
         begin_channels(&channel, 1, plan, c, NULL)
         sum_by_team(&channel, call.threads)
-        settle_group(&channel, 1, &again)
-        if again:
+        if settle_group(&channel, 1, &again):
             begin_again(&channel, plan, c)
             sum_by_team(&channel, call.threads)
             settle_group(&channel, 1, &again)

@@ -76,12 +76,14 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
     cdef Py_ssize_t i = 0, rest = length - LANES
     if is_half(typed):      # to round one value takes as long as to round LANES
         compute_line(at, rest, <stored *>last, <stored *>last_g, &own, 0, LANES, what)
-    while i + LANES <= length:
+    while True:                 # (there is one: compilers then convert coefficients once)
         if reads_y(what):       # two arrays are written: their lines are asked for
             prefetch_lanes(<const stored *>at.out + i + CHUNK//2)
             prefetch_lanes(<const stored *>at.dresidual + i + CHUNK//2)
         store_some(at, i, &own, LANES, typed, what)
         i += LANES
+        if i > rest:
+            break
     if is_half(typed):
         put_line(<stored *>at.out + rest, <const stored *>last, LANES)
         if reads_y(what):
@@ -246,7 +248,7 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
     """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they go past the cache, and after the
     last row another call with a count of 0 writes what is owed.
     """
-    cdef Py_ssize_t end = k + count
+    cdef Py_ssize_t end = k + count, until
     cdef Numbers own            # nothing that is written changes it
     cdef Place at, here
     if count == 0:
@@ -254,17 +256,25 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
         return
     own, at = f[0], first[0]
     while k < end:
+        until = k + 1 if own.any_wide else end      # where no channel is wide, nothing is asked for again
         if length < LANES or (own.any_wide and own.wide[k] != 0):
             if carry != NULL:
                 put_owed(carry, typed, what)
-            here = needed(&at, what)
-            store_any(&here, length, f, k, typed, what)
+            while k < until:
+                here = needed(&at, what)
+                store_any(&here, length, f, k, typed, what)
+                k += 1
+                at = moved(&at, step)
         elif carry != NULL:
-            stream_span(&at, length, f, k, carry, typed, what)
+            while k < until:
+                stream_span(&at, length, f, k, carry, typed, what)
+                k += 1
+                at = moved(&at, step)
         else:
-            store_span(&at, length, &own, k, typed, what)
-        k += 1
-        at = moved(&at, step)
+            while k < until:
+                store_span(&at, length, &own, k, typed, what)
+                k += 1
+                at = moved(&at, step)
 
 
 # ---- both at once: the result of one channel and the sums of the next, line by line in turn, or row by row
@@ -275,24 +285,24 @@ cdef enum:
     LINE_BY_LINE = 96       # values of a short row, from which on a forward goes line by line
 
 
-cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
-                            lanes_t center, const Coefficients *f, const stored *typed, const formula *what,
-                            lanes_t *s, lanes_t *t) noexcept nogil:
-    """The sums that go with a formula: of LANES values, or of the last `some` of `length`."""
+cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
+                            const Coefficients *f, const stored *typed, const formula *what, lanes_t *s,
+                            lanes_t *t) noexcept nogil:
+    """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there."""
     if formula is Gradient or formula is Scaled:
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const Products *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const Products *>NULL, s, t)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const ClippedProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const ClippedProducts *>NULL, s, t)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const LeakyProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const LeakyProducts *>NULL, s, t)
     elif is_clipped_join(what):
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const ClippedJoinProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const ClippedJoinProducts *>NULL, s, t)
     elif is_leaky_join(what):
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const LeakyJoinProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const LeakyJoinProducts *>NULL, s, t)
     elif is_undone(what):
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const UndoneProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const UndoneProducts *>NULL, s, t)
     else:
-        add_and_ask(at, ahead, i, length, some, center, f, typed, <const Deviations *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, typed, <const Deviations *>NULL, s, t)
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -313,16 +323,16 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
             until = length if part else near + i
             soon = ahead_of(&at, ahead, length, near, part, typed)
             while i + LANES <= until:
-                add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+                add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
                 k += LANES
                 stream_some(&out, i, &own, typed, what)
                 i += LANES
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
-            add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, length - k, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, length, center, &z, typed, what, &s, &t)
         out, at = moved(&out, step), moved(&at, next_step)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
@@ -355,7 +365,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             while i + LANES <= length:
-                add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+                add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
                 k += LANES
                 stream_some(&out, i, &own, typed, what)
                 i += LANES
@@ -368,10 +378,10 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             owe(carry, &out, length, length - i, f, channel, typed, what)
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         while k + LANES <= length:
-            add_beside(&at, &soon, k, LANES, LANES, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, length - k, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, length, center, &z, typed, what, &s, &t)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         out, at = moved(&out, step), moved(&at, step)

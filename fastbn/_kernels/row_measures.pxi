@@ -10,9 +10,10 @@ cdef inline Py_ssize_t columns_of(const Table *table, Py_ssize_t tile) noexcept 
     return min(table.tile_width, table.width - tile*table.tile_width)
 
 
-cdef inline bint any_far(const Table *table, Py_ssize_t column, Py_ssize_t width) noexcept nogil:
+cdef inline bint are_far(const Table *table, Py_ssize_t column, Py_ssize_t width) noexcept nogil:
+    """Whether some of these columns are."""
     cdef Py_ssize_t j
-    for j in range(column, column + width):
+    for j in range(column, column + width if table.any_far else column):
         if table.far[j]:
             return True
     return False
@@ -69,13 +70,15 @@ cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, cons
     cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//streams
     cdef Py_ssize_t rows[STREAMS]
     cdef Py_ssize_t i, k, width
+    cdef bint first = True
     clear_strip(strip)
     for i in range(part):
         for k in range(streams):
             rows[k] = begin + k*part + i
         sum_some_rows(strip, rows, streams, strip.width)
         if (i + 1)*streams % ROW_CHUNK == 0:
-            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
+            first = False
             clear_strip(strip)
     for k in range(begin + part*streams, end):
         width = strip.width
@@ -83,7 +86,7 @@ cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, cons
             width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
         if width > 0:
             sum_some_rows(strip, &k, 1, width)
-    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width)
+    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
 
 
 cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -97,11 +100,10 @@ cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
         block = item//table.tiles
         strip.column = item % table.tiles*table.tile_width
         strip.width = columns_of(table, item % table.tiles)
-        strip.far = any_far(table, strip.column, strip.width)
+        strip.far = are_far(table, strip.column, strip.width)
         if table.second and not strip.far:
             continue
         sums = sums_of_block(table, block)
-        clear_columns(&sums, strip.column, strip.width)
         sum_block_of_rows(&strip, table.rows*block//table.blocks, table.rows*(block + 1)//table.blocks, &sums)
 
 
@@ -118,6 +120,7 @@ cdef double first_pivot_of_rows(const Call *call, Py_ssize_t c) noexcept nogil:
 
 
 cdef void set_center(Table *table, Py_ssize_t c, double center, bint far) noexcept nogil:
+    table.any_far = table.any_far or far
     while c < table.width:
         table.center[c] = center
         table.far[c] = far
@@ -129,9 +132,10 @@ cdef void choose_centers(Table *table) noexcept nogil:
     cdef const Call *call = table.call
     cdef Py_ssize_t c
     cdef bint far, float64 = call.dtype == FLOAT64
+    table.any_far = False
     if not (float64 or (call.backward and any_far_from_zero(call, 0, call.channels))):
         memset(table.center, 0, table.width*sizeof(double))
-        memset(table.far, False, table.width)
+        memset(table.far, False, table.width)       # (some may become far yet)
         return
     for c in range(call.channels):
         if call.backward:
@@ -176,7 +180,7 @@ cdef bint settle_channels(Table *table) noexcept nogil:
     cdef const Call *call = table.call
     cdef Py_ssize_t block, k, c = 0, some
     cdef bint any_again = False
-    cdef bint again[TOGETHER]
+    cdef double again[TOGETHER]
     cdef ColumnSums total = sums_of_block(table, 0), part
     cdef SumsTogether sums
     for block in range(1, table.blocks):
@@ -186,11 +190,11 @@ cdef bint settle_channels(Table *table) noexcept nogil:
         some = 1 if table.second else min(TOGETHER, call.channels - c)
         if not table.second or table.far[c]:
             sums_of_channels_from(table, &total, c, some, &sums)
-            settle(call, c, some, &sums, table.center + c, again)
-            for k in range(some):
-                if again[k]:
-                    set_center(table, c + k, call.origin[c + k], True)
-                    any_again = True
+            if settle(call, c, some, &sums, table.center + c, again):
+                any_again = True
+                for k in range(some):
+                    if again[k] != 0:
+                        set_center(table, c + k, call.origin[c + k], True)
         c += some
     return any_again
 

@@ -18,6 +18,7 @@ cdef struct Table:
     bint flat                   # and there are no gaps between rows
     bint stream
     bint second                 # attempt: only the tiles that need it
+    bint any_far
     double *center              # per column: what the sums are taken about
     char *far                   # per column: whether the loops of a first attempt will not do
     ColumnSums parts            # of all blocks

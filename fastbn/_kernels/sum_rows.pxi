@@ -60,25 +60,24 @@ cdef inline void add_columns(double *high, double *low, lanes_t value) noexcept 
     lanes_store(high, total)
 
 
-cdef inline void add_to_columns(const ColumnSums *to, Py_ssize_t first, const double *s, const double *t,
-                                Py_ssize_t width) noexcept nogil:
-    """Add the sums of `width` columns, or of a few more, to those from column `first` on."""
+cdef inline void put_columns_of_sums(double *high, double *low, lanes_t value) noexcept nogil:
+    lanes_store(high, value)
+    lanes_store(low, lanes_all(0))
+
+
+cdef inline void add_to_columns(const ColumnSums *to, Py_ssize_t at, const double *s, const double *t,
+                                Py_ssize_t width, bint first) noexcept nogil:
+    """Add the sums of `width` columns, or of a few more, to those from column `at` on; nothing is in these before the
+    first.
+    """
     cdef Py_ssize_t j = 0
     while j < width:
-        add_columns(to.a + first + j, to.a_low + first + j, lanes_load(s + j))
-        add_columns(to.b + first + j, to.b_low + first + j, lanes_load(t + j))
-        j += LANES
-
-
-cdef inline void clear_columns(const ColumnSums *sums, Py_ssize_t first, Py_ssize_t width) noexcept nogil:
-    """Of `width` columns from `first` on, or a few more."""
-    cdef Py_ssize_t j = first
-    cdef lanes_t zero = lanes_all(0)
-    while j < first + width:
-        lanes_store(sums.a + j, zero)
-        lanes_store(sums.a_low + j, zero)
-        lanes_store(sums.b + j, zero)
-        lanes_store(sums.b_low + j, zero)
+        if first:
+            put_columns_of_sums(to.a + at + j, to.a_low + at + j, lanes_load(s + j))
+            put_columns_of_sums(to.b + at + j, to.b_low + at + j, lanes_load(t + j))
+        else:
+            add_columns(to.a + at + j, to.a_low + at + j, lanes_load(s + j))
+            add_columns(to.b + at + j, to.b_low + at + j, lanes_load(t + j))
         j += LANES
 
 

@@ -27,18 +27,36 @@ cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
     lanes_store(lanes.t, lanes_all(0))
 
 
-cdef inline void add_and_ask(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, Py_ssize_t some,
-                             lanes_t center, const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+cdef inline void add_and_ask(const Place *at, const Place *ahead, Py_ssize_t i, lanes_t center,
+                             const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
                              lanes_t *t) noexcept nogil:
-    """The sums of LANES values from i on, or of the last `some` of `length`. What stands `ahead` is asked for."""
+    """The sums of LANES values from i on. What stands `ahead` is asked for."""
     cdef const stored *x = <const stored *>at.x
     cdef const stored *dy = <const stored *>at.dy
     cdef const stored *y = <const stored *>at.y
     ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, of)
-    if some == LANES:
-        add_line(dy + i, x + i, y + i, center, f, 0, of, s, t)
+    add_line(dy + i, x + i, y + i, center, f, 0, of, s, t)
+
+
+cdef inline void add_end(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
+                         const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                         lanes_t *t) noexcept nogil:
+    """The same of fewer values from i on, up to the end of a row."""
+    cdef const stored *x = <const stored *>at.x
+    cdef const stored *dy = <const stored *>at.dy
+    cdef const stored *y = <const stored *>at.y
+    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, of)
+    add_last(dy, x, y, length, length - i, center, f, 0, of, s, t)
+
+
+cdef inline void add_some(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
+                          const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                          lanes_t *t) noexcept nogil:
+    """add_end(), or with a length of 0, which is known when this is compiled, add_and_ask()."""
+    if length == 0:
+        add_and_ask(at, ahead, i, center, f, typed, of, s, t)
     else:
-        add_last(dy, x, y, length, some, center, f, 0, of, s, t)
+        add_end(at, ahead, i, length, center, f, typed, of, s, t)
 
 
 cdef inline Py_ssize_t near_end(Py_ssize_t length) noexcept nogil:
@@ -62,14 +80,20 @@ cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length,
     cdef Py_ssize_t i = 0, until
     cdef int part
     cdef Place soon
+    if length < LANES:
+        soon = moved(at, ahead)
+        add_end(at, &soon, 0, length, center, f, typed, of, s, t)
+        return
     for part in range(0 if near > 0 else 1, 2):
         until = length if part else near
         soon = ahead_of(at, ahead, length, near, part, typed)
-        while i + LANES <= until:
-            add_and_ask(at, &soon, i, LANES, LANES, center, f, typed, of, s, t)
+        while True:             # there is a line in either part
+            add_and_ask(at, &soon, i, center, f, typed, of, s, t)
             i += LANES
+            if i + LANES > until:
+                break
     if i < length:
-        add_and_ask(at, &soon, i, length, length - i, center, f, typed, of, s, t)
+        add_end(at, &soon, i, length, center, f, typed, of, s, t)
 
 
 cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,

@@ -40,10 +40,6 @@ cdef inline void merge_sums(Sums *total, const Sums *part) noexcept nogil:
     total.b_low += part.b_low
 
 
-cdef inline double at(const double *vector, Py_ssize_t c, double missing) noexcept nogil:
-    return missing if vector == NULL else vector[c]
-
-
 cdef inline double whole(double high, double low) noexcept nogil:
     """The sum of a pair. An infinite sum has NaN in its low part (inf - inf): the high part is the answer then.
 
@@ -58,9 +54,10 @@ cdef inline double tolerated_share(bint float64) noexcept nogil:
     return 0.5 if float64 else 1 - 2.0**-16
 
 
-cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
-                            const double *centers, bint *again) noexcept nogil:
-    """Mean and biased variance from sums of d = x - center; whether they must be taken again with this mean as centre.
+cdef inline bint statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
+                            const double *centers, double *again) noexcept nogil:
+    """Mean and biased variance from sums of d = x - center; whether and where they must be taken again with this mean
+    as centre.
 
     var = E[d**2] - E[d]**2 loses the digits that the two have in common: none to speak of while E[d]**2 stays under
     `tolerated` times E[d**2].
@@ -68,69 +65,56 @@ cdef inline void statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, co
     cdef double tolerated = tolerated_share(call.dtype == FLOAT64), values = call.values, first, second
     cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
     cdef double var[TOGETHER]
-    cdef double lost[TOGETHER]
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, kept = 0
     for k in range(count):
         first = whole(sums.a[k], sums.a_low[k])/values
         second = whole(sums.b[k], sums.b_low[k])/values
         mean[k] = centers[k] + first
         var[k] = second - first*first
-        lost[k] = 1.0 if first*first > tolerated*second else 0.0
+        again[k] = 1.0 if first*first > tolerated*second else 0.0
+        kept += not first*first > tolerated*second
     memcpy(call.mean + c, mean, count*sizeof(double))
     memcpy(call.var + c, var, count*sizeof(double))
-    for k in range(count):
-        again[k] = lost[k] != 0
+    return kept < count
 
 
-cdef inline void keep_where_apart(double *v, const double *a, const double *b, Py_ssize_t count) noexcept nogil:
-    """0 in place of v where a and b are equal. (One choice a loop: of more, compilers make branches.)"""
-    cdef Py_ssize_t k
-    cdef double kept
-    for k in range(count):
-        kept = v[k]
-        v[k] = kept if a[k] != b[k] else 0.0
-
-
-cdef inline void gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
-                               const double *centers, bint *again) noexcept nogil:
-    """sum(dy) and sum(dy*(x - origin)) from sums about a centre."""
+cdef inline bint gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
+                               const double *centers, double *again) noexcept nogil:
+    """sum(dy) and sum(dy*(x - origin)) from sums about a centre; whether and where they must be taken again about it."""
     cdef const double *origin = call.origin + c
     cdef double sum_dy[TOGETHER]    # nothing that is read overlaps these, compilers see
     cdef double sum_dy_xmu[TOGETHER]
-    cdef double lost[TOGETHER]
-    cdef double shift[TOGETHER]
-    cdef double times[TOGETHER]
+    cdef double moved[TOGETHER]
     cdef double v
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, lost = 0
     for k in range(count):
-        sum_dy[k] = times[k] = whole(sums.a[k], sums.a_low[k])
-        shift[k] = origin[k] - centers[k]
-    keep_where_apart(shift, centers, origin, count)     # nothing is moved elsewhere, whatever the numbers
-    keep_where_apart(times, centers, origin, count)
+        sum_dy[k] = whole(sums.a[k], sums.a_low[k])
+        sum_dy_xmu[k] = whole(sums.b[k], sums.b_low[k])
+        moved[k] = sum_dy_xmu[k] - (origin[k] - centers[k])*sum_dy[k]
     for k in range(count):
-        v = whole(sums.b[k], sums.b_low[k]) - shift[k]*times[k]
-        sum_dy_xmu[k] = v
-        lost[k] = v - v         # Infinite gradients: not inf - inf, but what the formula gives.
-    keep_where_apart(lost, centers, origin, count)
-    for k in range(count):
-        again[k] = lost[k] != 0
+        v = moved[k]
+        sum_dy_xmu[k] = v if centers[k] != origin[k] else sum_dy_xmu[k]
+    for k in range(count):      # Infinite gradients: not inf - inf, but what the formula gives.
+        lost += (moved[k] - moved[k] != 0) & (centers[k] != origin[k])
+    for k in range(count if lost > 0 else 0):
+        again[k] = moved[k] - moved[k] if centers[k] != origin[k] else 0.0
     if call.from_y:
         for k in range(count):
-            if not again[k]:
-                sum_dy_xmu[k] /= inverse_std(call.var[c + k], call.eps)*at(call.gamma, c + k, 1.0)
+            if lost == 0 or again[k] == 0:
+                sum_dy_xmu[k] /= inverse_std(call.var[c + k], call.eps)*number_of(&call.gamma, c + k, 1.0)
     memcpy(call.sum_dy + c, sum_dy, count*sizeof(double))
     memcpy(call.sum_dy_xmu + c, sum_dy_xmu, count*sizeof(double))
+    return lost > 0
 
 
-cdef void settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums, const double *centers,
-                 bint *again) noexcept nogil:
-    """Turn sums of `count` channels from c on, each about its centre, into what the call asked for; and whether they
-    must be taken again, about the origin.
+cdef bint settle(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums, const double *centers,
+                 double *again) noexcept nogil:
+    """Turn sums of `count` channels from c on, each about its centre, into what the call asked for; whether and where
+    (not 0) they must be taken again, about the origin.
     """
     if call.backward:
-        gradient_sums(call, c, count, sums, centers, again)
-    else:
-        statistics(call, c, count, sums, centers, again)
+        return gradient_sums(call, c, count, sums, centers, again)
+    return statistics(call, c, count, sums, centers, again)
 
 
 cdef inline double spread(const Call *call, Py_ssize_t c) noexcept nogil:
@@ -138,7 +122,7 @@ cdef inline double spread(const Call *call, Py_ssize_t c) noexcept nogil:
     cdef double mul
     if not call.from_y:
         return call.var[c]
-    mul = inverse_std(call.var[c], call.eps)*at(call.gamma, c, 1.0)
+    mul = inverse_std(call.var[c], call.eps)*number_of(&call.gamma, c, 1.0)
     return mul*mul*call.var[c]
 
 
@@ -173,17 +157,13 @@ cdef inline bint any_far_from_zero(const Call *call, Py_ssize_t c, Py_ssize_t co
 
 # ---- coefficients
 
-cdef inline double unfit(double v) noexcept nogil:
-    """1 where a factor, or its products with ordinary values, leave float32's range of full precision."""
-    cdef double size = fabs(v)
-    cdef double vanishing = 1.0 if size < 2.0**-100 else 0.0
-    vanishing = 0.0 if size == 0 else vanishing
-    return 1.0 if size > 2.0**100 else vanishing
+cdef enum:
+    ROOM = 100              # float32 computes with 2**-ROOM to 2**ROOM: there is room for the products of what it holds
 
 
-cdef inline double large(double v) noexcept nogil:
-    """1 where float32 + v may overflow: from half the spacing of the largest one (2**103) on it may."""
-    return 1.0 if fabs(v) >= 2.0**102 else 0.0
+cdef inline bint unfit(double v) noexcept nogil:
+    """Whether a factor, or its products with ordinary values, leave float32's range of full precision."""
+    return fabs(v) > 2.0**ROOM or 0 < fabs(v) < 2.0**-ROOM
 
 
 cdef inline double plain(double v) noexcept nogil:
@@ -191,139 +171,158 @@ cdef inline double plain(double v) noexcept nogil:
     return v if v == v else NAN
 
 
-cdef inline double far_reaching(double by_x, double var, double values) noexcept nogil:
-    """1 where (x - mean)*by_x may be `large`: of so many values behind the statistics none is farther than sqrt(values)
-    deviations. What it is added to may bring it back.
+cdef inline bint lacks_room(double mul, double add, double by_x, double origin, double slope) noexcept nogil:
+    """Whether float32 cannot compute with these numbers, or with what a slope makes of them."""
+    return (unfit(slope) or unfit(mul) or unfit(mul*slope) or unfit(by_x)
+            or max(fabs(origin), fabs(add)*max(slope, 1.0)) > 2.0**ROOM)
+
+
+cdef inline bint reaches_far(double by_x, double var, double values) noexcept nogil:
+    """Whether (x - mean)*by_x may be too large: of so many values behind the statistics none is farther than
+    sqrt(values) deviations. What it is added to may bring it back.
     """
-    return 1.0 if by_x*by_x*var*values >= 2.0**204 else 0.0
+    return by_x*by_x*(var*values) > 2.0**(2*ROOM)
 
 
-cdef inline void choose_floats(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                               const double *by_x) noexcept nogil:
+cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
+                               const double *var, const double *mul, const double *add, const double *by_x,
+                               const Numbers *to) noexcept nogil:
     """choose_numbers() where float32 is computed: it takes the origin as two numbers, center + low.
 
     x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
     digits when abs(mean) >> std.
+
+    Nearly always float32 has room for all numbers of all channels, which is seen at a glance: by one sum that is not
+    too large and two factors that are not too small.
     """
-    cdef double center, add, wide, slope = call.act.slope, values = call.count if call.backward else call.values
-    cdef const double *var = call.var + c
-    cdef Py_ssize_t k
+    cdef double slope = call.act.slope, values = call.count if call.backward else call.values, center, low, size
+    cdef double steep = max(slope, 1.0), least = 2.0**-ROOM/slope if 0 < slope < 1 else 2.0**-ROOM
+    cdef Py_ssize_t k, fit = 0
     for k in range(count):
         center = <float>origin[k]
-        add = f.add[k] - (origin[k] - center)*by_x[k]
-        wide = (unfit(slope) + unfit(f.mul[k]) + unfit(f.mul[k]*slope) + unfit(f.by_x[k]) + large(origin[k])
-                + large(add) + large(add*slope) + far_reaching(by_x[k], var[k], values))
-        f.center[k] = origin[k] if wide > 0 else center
-        f.add[k] = f.add[k] if wide > 0 else add
-        f.wide[k] = wide
-    if call.from_y:
-        widen_from_y(call, f, c, count, origin, by_x)
+        low = add[k] - (origin[k] - center)*by_x[k]
+        size = (fabs(mul[k]) + fabs(low))*steep + (fabs(by_x[k]) + fabs(origin[k]))
+        fit += ((size <= 2.0**ROOM) & (by_x[k]*by_x[k]*(var[k]*values) <= 2.0**(2*ROOM))
+                & (fabs(mul[k]) >= least) & (fabs(by_x[k]) >= least))
+        to.center[k] = center
+        to.add[k] = low
+    memset(to.wide, 0, count*sizeof(double))
+    if fit < count or unfit(slope) or call.from_y:
+        return widen_some_numbers(call, c, count, origin, var, mul, add, by_x, to)
+    return False
 
 
-cdef inline void widen_from_y(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                              const double *by_x) noexcept nogil:
-    """The same for y in the place of x, and for what undo() makes of these numbers."""
-    cdef double wide
+cdef bint widen_some_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
+                             const double *var, const double *mul, const double *add, const double *by_x,
+                             const Numbers *to) noexcept nogil:
+    """Where float32 has no room, float64 computes: `wide`. Whether that is so anywhere."""
+    cdef double slope = call.act.slope, values = call.count if call.backward else call.values
     cdef Py_ssize_t k
+    cdef bint any_wide = False
     for k in range(count):
-        wide = (unfit(by_x[k]/call.act.slope) + large(origin[k]*by_x[k]) + large(origin[k]*call.act.slope)
-                + far_reaching(by_x[k], spread(call, c + k), call.count))
-        if f.wide[k] == 0 and wide > 0:
-            f.add[k] += (origin[k] - f.center[k])*by_x[k]
-            f.center[k], f.wide[k] = origin[k], wide
+        if (lacks_room(mul[k], to.add[k], by_x[k], origin[k], slope) or reaches_far(by_x[k], var[k], values)
+                or (call.from_y and lacks_room_from_y(call, c + k, origin[k], by_x[k]))):
+            to.center[k], to.add[k], to.wide[k], any_wide = origin[k], add[k], 1, True
+    return any_wide
 
 
-cdef inline void choose_numbers(const Call *call, Numbers *f, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                                const double *by_x) noexcept nogil:
+cdef inline bint lacks_room_from_y(const Call *call, Py_ssize_t c, double origin, double by_x) noexcept nogil:
+    """The same for y in the place of x, and for what undo() makes of these numbers."""
+    cdef double slope = call.act.slope
+    return (unfit(by_x/slope) or max(fabs(origin*by_x), fabs(origin*slope)) > 2.0**ROOM
+            or reaches_far(by_x, spread(call, c), call.count))
+
+
+cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
+                                const double *var, const double *mul, const double *add, const double *by_x,
+                                const Numbers *to) noexcept nogil:
     """Settle what x is taken about, and whether float32 will do; by_x is the factor of x."""
     cdef Py_ssize_t k
+    cdef bint any_wide = False
+    memcpy(to.mul, mul, count*sizeof(double))
+    memcpy(to.by_x, by_x, count*sizeof(double))
     if call.dtype == FLOAT64:
-        for k in range(count):
-            f.center[k] = origin[k]
-            f.wide[k] = 0
+        memcpy(to.center, origin, count*sizeof(double))
+        memcpy(to.add, add, count*sizeof(double))
+        memset(to.wide, 0, count*sizeof(double))
     else:
-        choose_floats(call, f, c, count, origin, by_x)
+        any_wide = choose_floats(call, c, count, origin, var, mul, add, by_x, to)
     if call.storage == BFLOAT16:
         for k in range(count):
-            f.center[k], f.mul[k] = plain(f.center[k]), plain(f.mul[k])
-            f.add[k], f.by_x[k] = plain(f.add[k]), plain(f.by_x[k])
+            to.center[k], to.mul[k] = plain(to.center[k]), plain(to.mul[k])
+            to.add[k], to.by_x[k] = plain(to.add[k]), plain(to.by_x[k])
+    return any_wide
 
 
-cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, double *invstd,
+cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *var, double *invstd,
                                double *mul) noexcept nogil:
-    cdef const double *var = call.var + c
+    cdef double gamma[TOGETHER]
     cdef double eps = call.eps
     cdef Py_ssize_t k
+    read_vector(&call.gamma, c, count, 1.0, gamma)
     for k in range(count):
         invstd[k] = inverse_std(var[k], eps)
-    for k in range(count):
-        mul[k] = invstd[k]*at(call.gamma, c + k, 1.0)
+        mul[k] = invstd[k]*gamma[k]
 
 
-cdef inline void z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const Numbers *to) noexcept nogil:
     """The numbers with which the loops compute z, and y (see Call and Coefficients for the formulas)."""
+    cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
+    cdef double var[TOGETHER]
     cdef double invstd[TOGETHER]
-    cdef Py_ssize_t k
-    scale_numbers(call, c, count, invstd, f.mul)
-    for k in range(count):
-        f.add[k] = at(call.beta, c + k, 0.0)
-        f.by_x[k] = 0
-    choose_numbers(call, f, c, count, call.mean + c, f.mul)
+    cdef double mul[TOGETHER]
+    cdef double add[TOGETHER]
+    if call.given_mean.data != NULL:
+        read_vector(&call.given_mean, c, count, NAN, mean)
+        read_vector(&call.given_var, c, count, NAN, var)
+    else:
+        memcpy(mean, call.mean + c, count*sizeof(double))
+        memcpy(var, call.var + c, count*sizeof(double))
+    scale_numbers(call, c, count, var, invstd, mul)
+    read_vector(&call.beta, c, count, 0.0, add)
+    return choose_numbers(call, c, count, mean, var, mul, add, mul, to)
 
 
-cdef inline void dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *f) noexcept nogil:
+cdef inline bint dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const Numbers *to) noexcept nogil:
     """The numbers with which the loops compute dx."""
     cdef const double *sum_dy = call.sum_dy + c
     cdef const double *sum_dy_xmu = call.sum_dy_xmu + c
     cdef double invstd[TOGETHER]
-    cdef double values = call.count, by_x
+    cdef double mul[TOGETHER]
+    cdef double add[TOGETHER]
+    cdef double by_x[TOGETHER]
+    cdef double values = call.count, v
     cdef bint from_y = call.from_y      # (x - mean) has the factor mul already
     cdef Py_ssize_t k
-    scale_numbers(call, c, count, invstd, f.mul)
-    for k in range(count):
-        f.add[k] = f.by_x[k] = 0
+    scale_numbers(call, c, count, call.var + c, invstd, mul)
+    memset(add, 0, count*sizeof(double))
+    memset(by_x, 0, count*sizeof(double))
     if not call.constant:
         for k in range(count):
-            f.add[k] = -f.mul[k]*(sum_dy[k]/values)
-            by_x = -invstd[k]*(invstd[k]*(sum_dy_xmu[k]/values))
-            f.by_x[k] = by_x if from_y else by_x*f.mul[k]
-    choose_numbers(call, f, c, count, call.origin + c, f.by_x)
+            add[k] = -mul[k]*(sum_dy[k]/values)
+            v = -invstd[k]*(invstd[k]*(sum_dy_xmu[k]/values))
+            by_x[k] = v if from_y else v*mul[k]
+    return choose_numbers(call, c, count, call.origin + c, call.var + c, mul, add, by_x, to)
 
 
-cdef void find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ssize_t count,
+cdef bint find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ssize_t count,
                             const Numbers *to) noexcept nogil:
-    """Those of dx or of z, of `count` channels from c on, at most TOGETHER."""
-    cdef double memory[5*TOGETHER]      # nothing that is read overlaps it, compilers see
-    cdef Numbers f = lay_out_numbers(memory, TOGETHER, call)
-    if backward:
-        dx_numbers(call, c, count, &f)
-    else:
-        z_numbers(call, c, count, &f)
-    memcpy(to.center, f.center, count*sizeof(double))
-    memcpy(to.mul, f.mul, count*sizeof(double))
-    memcpy(to.add, f.add, count*sizeof(double))
-    memcpy(to.by_x, f.by_x, count*sizeof(double))
-    memcpy(to.wide, f.wide, count*sizeof(double))
-
-
-cdef inline bint any_other_than_0(const double *v, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t k, others = 0
-    for k in range(count):
-        others += v[k] != 0
-    return others > 0
+    """Those of dx or of z, of `count` channels from c on, at most TOGETHER; whether some are `wide`."""
+    return dx_numbers(call, c, count, to) if backward else z_numbers(call, c, count, to)
 
 
 cdef void find_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *to) noexcept nogil:
     """What the call computes `count` channels from c on with."""
     cdef Numbers some
     cdef Py_ssize_t k = 0
+    to.any_wide = False
     if has_gates(call):
         to.gates = gates_of(call) + c
     while k < count:
         some = numbers_from(to, k)
-        find_some_numbers(call, call.backward, c + k, min(count - k, TOGETHER), &some)
+        if find_some_numbers(call, call.backward, c + k, min(count - k, TOGETHER), &some):
+            to.any_wide = True
         k += TOGETHER
-    to.any_wide = any_other_than_0(to.wide, count)
 
 
 cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcept nogil:

@@ -22,7 +22,7 @@ cdef enum:
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
-    TOGETHER = 32       # channels whose numbers are worked out together, at most
+    TOGETHER = 64       # channels whose numbers are worked out together, at most
     MOST_PLANES = 16384     # channels of a part of a call, at most: scratch does not grow with their number
     MOST_ROWS = 4096
 
@@ -83,6 +83,12 @@ cdef struct Numbers:
     Activation act
 
 
+cdef struct Vector:
+    # A number per channel, side by side, as the caller gave them.
+    const char *data        # NULL: there are none
+    bint float32            # else float64
+
+
 cdef struct Call:
     # forward:   z = (x - mean)*invstd*gamma + beta (+ residual), out = y = act(z)
     # backward:  g = dy*act'(z)
@@ -105,13 +111,15 @@ cdef struct Call:
     const View *dresidual   # with y; NULL: only sums are taken
     bint from_y             # x is what an in-place forward made of it: act((x - mean)*mul + beta)
     Activation act
+    Vector given_mean       # forward without `measure`; else they stand in mean and var
+    Vector given_var
     double *mean
     double *var
     const double *origin    # what (x - mean) is taken about: mean; beta if from_y
     double *sum_dy
     double *sum_dy_xmu
-    const double *gamma     # NULL: ones
-    const double *beta      # NULL: zeros
+    Vector gamma            # without: ones
+    Vector beta             # without: zeros
     double eps
     double count            # values per channel behind the statistics and the sums
     int threads
@@ -122,6 +130,7 @@ cdef struct Kernels:
     void (*run)(Call *, Order) noexcept nogil
     void (*floor)(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
                   int threads) noexcept nogil
+    bint (*any_sign)(const Vector *v, Py_ssize_t n) noexcept nogil
 
 
 cdef inline bint split_channels(Py_ssize_t channels, int threads) noexcept nogil:
@@ -175,6 +184,11 @@ cdef inline Numbers numbers_from(const Numbers *f, Py_ssize_t k) noexcept nogil:
     return rest
 
 
+cdef inline bint in_turn(const Call *call) noexcept nogil:
+    """Whether planes are finished a few channels after the other: where they are measured, and in a single sample."""
+    return call.measure or call.values == call.plane
+
+
 cdef inline bint has_gates(const Call *call) noexcept nogil:
     return call.backward and call.gated
 
@@ -202,7 +216,7 @@ cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Or
     cdef Py_ssize_t rows, columns, gates = channels*<Py_ssize_t>sizeof(Gate) if has_gates(call) else 0
     cdef Py_ssize_t each = 5*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
-        return gates + (0 if call.measure else each)
+        return gates + (0 if in_turn(call) else each)
     rows = side_by_side(channels, call.values)
     columns = rows*channels
     return (gates + each + columns
