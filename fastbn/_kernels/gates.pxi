@@ -8,6 +8,7 @@
 
 cdef enum:
     WIDEST_STEP = 4096      # ranks; after that, by halves
+    NEARBY = 4              # ranks on either side of a guess that are tried first
 
 
 cdef enum Crossing:         # what becomes true as z grows; where z is NaN ...
@@ -131,20 +132,99 @@ cdef void find_gate(const Coefficients *z, Gate *gate, const stored *typed) noex
     gate.low, gate.high = (low, high) if side > 0 else (high, low)
 
 
-ctypedef void (*find_gate_of)(const Coefficients *z, Gate *, const void *typed) noexcept nogil
+# ---- the gates of some channels
+
+cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint reached, double *before, double *first,
+                      int32_t *found) noexcept nogil:
+    """first_rank() for float32 and the channels of one group, in loops that become vectors: each tries some values on
+    either side of its guess. (z > bound, or with `reached` z >= bound. There is no NaN near a bound.)
+
+    Found are the last value `before` the bound is crossed and the `first` behind; else, rarely, `found` becomes 0.
+    """
+    cdef float center[TOGETHER]
+    cdef float mul[TOGETHER]
+    cdef float add[TOGETHER]
+    cdef float x[TOGETHER]
+    cdef int32_t guess[TOGETHER]    # the bits of x, which count upwards from 0 on either side
+    cdef int32_t unit[TOGETHER]     # to the next x with a larger z
+    cdef int32_t at[TOGETHER]
+    cdef int32_t crossed[TOGETHER]
+    cdef int32_t size, step
+    cdef float v, limit = <float>bound
+    cdef Py_ssize_t k, bytes = count*<Py_ssize_t>sizeof(float)
+    for k in range(count):
+        center[k], mul[k], add[k] = <float>z.center[k], <float>z.mul[k], <float>z.add[k]
+        x[k] = <float>(z.center[k] + (bound - z.add[k])/z.mul[k])
+        crossed[k] = 0
+    memcpy(guess, x, bytes)
+    for k in range(count):
+        unit[k] = 1 - 2*((mul[k] < 0) ^ (guess[k] < 0))
+    for step in range(-NEARBY, NEARBY + 1):
+        for k in range(count):
+            at[k] = guess[k] + step*unit[k]
+        memcpy(x, at, bytes)
+        for k in range(count):
+            v = (x[k] - center[k])*mul[k] + add[k]
+            crossed[k] += v >= limit if reached else v > limit
+    for k in range(count):
+        size = guess[k] & INT32_MAX
+        found[k] &= (crossed[k] > 0) & (crossed[k] <= 2*NEARBY) & (size > NEARBY) & (size < (0xFF << 23) - NEARBY)
+        at[k] = guess[k] + (NEARBY + 1 - crossed[k])*unit[k]
+    memcpy(x, at, bytes)
+    for k in range(count):
+        first[k] = x[k]
+        at[k] -= unit[k]
+    memcpy(x, at, bytes)
+    for k in range(count):
+        before[k] = x[k]
 
 
-cdef void find_gates(const Call *call, find_gate_of find, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
+cdef void find_gates_nearby(const Numbers *z, Py_ssize_t count, Gate *gates, int32_t *found) noexcept nogil:
+    """Gates in float32 that are near a guess: where `found` stays 1."""
+    cdef double low[TOGETHER]
+    cdef double high[TOGETHER]
+    cdef double unused[TOGETHER]
+    cdef Py_ssize_t k
+    for k in range(count):
+        found[k] = z.wide[k] == 0
+        low[k] = high[k] = NAN
+    if z.act.slope != 1:
+        find_nearby(z, count, 0, False, unused, low, found)
+        for k in range(count):
+            high[k] = -INFINITY if z.mul[k] < 0 else INFINITY
+    else:
+        if z.act.lower == z.act.lower:
+            find_nearby(z, count, z.act.lower, False, low, unused, found)
+        if z.act.upper == z.act.upper:
+            find_nearby(z, count, z.act.upper, True, unused, high, found)
+    for k in range(count):
+        gates[k].low, gates[k].high = (high[k], low[k]) if z.mul[k] < 0 else (low[k], high[k])
+
+
+cdef void find_some_gates(const Numbers *z, Py_ssize_t count, Gate *gates, const stored *typed) noexcept nogil:
+    """Those of channels with the coefficients `z`, at most TOGETHER."""
+    cdef int32_t found[TOGETHER]
+    cdef Coefficients own
+    cdef Py_ssize_t k
+    if stored is float:
+        find_gates_nearby(z, count, gates, found)
+    for k in range(count):
+        if stored is not float or found[k] == 0:
+            own = coefficients_of(z, k)
+            find_gate(&own, gates + k, typed)
+
+
+ctypedef void (*find_gates_of)(const Numbers *z, Py_ssize_t count, Gate *, const void *typed) noexcept nogil
+
+
+cdef void find_gates(const Call *call, find_gates_of find, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
     """Those of `count` channels from c on, if the call has any."""
     cdef double memory[5*TOGETHER]
     cdef Numbers z = lay_out_numbers(memory, TOGETHER, call)
-    cdef Coefficients own
-    cdef Py_ssize_t k, some
+    cdef Py_ssize_t some
     while count > 0 and has_gates(call):
         some = min(count, TOGETHER)
         find_some_numbers(call, False, c, some, &z)
-        for k in range(some):
-            own = coefficients_of(&z, k)
-            find(&own, gates_of(call) + c + k, NULL)
+        find(&z, some, gates_of(call) + c, NULL)
         c += some
         count -= some

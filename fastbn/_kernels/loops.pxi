@@ -37,7 +37,7 @@ cdef struct Loops:
     apply_rows apply_rows
     fill_columns set_columns
     fill_gates set_gate_columns
-    find_gate_of find_gate
+    find_gates_of find_gates
 
 
 cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first *first,
@@ -82,7 +82,7 @@ cdef inline Loops loops_of(const Call *call, const stored *typed) noexcept nogil
     if stored is double:
         loops.set_columns = <fill_columns>set_columns[double]
         loops.set_gate_columns = <fill_gates>set_gate_columns[double]
-    loops.find_gate = <find_gate_of>find_gate[stored]
+    loops.find_gates = <find_gates_of>find_some_gates[stored]
     if not call.backward:
         choose_forward(&loops, call, slope, typed)
     elif call.y != NULL:

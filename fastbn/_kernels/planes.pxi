@@ -73,7 +73,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
         return
     carry.owed = 0
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
-    find_gates(call, plan.loops.find_gate, begin, end - begin)
+    find_gates(call, plan.loops.find_gates, begin, end - begin)
     if in_turn(call):
         measure_and_apply(plan, begin, end, due.carry)
         return
@@ -90,7 +90,7 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef double memory[5]
     cdef Due due
     cdef double again
-    find_gates(call, plan.loops.find_gate, c, 1)
+    find_gates(call, plan.loops.find_gates, c, 1)
     if call.measure:
         begin_channels(&channel, 1, plan, c, NULL)
         sum_by_team(&channel, call.threads)

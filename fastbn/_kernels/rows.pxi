@@ -71,7 +71,7 @@ cdef void run_rows(Call *call) noexcept nogil:
     lay_out_table(&table)
     table.columns.act = call.act
     if has_gates(call):
-        find_gates(call, table.loops.find_gate, 0, call.channels)
+        find_gates(call, table.loops.find_gates, 0, call.channels)
         table.loops.set_gate_columns(&table.columns, gates_of(call), NULL)
     if call.measure:
         measure_rows(&table)
