@@ -67,6 +67,22 @@ cdef inline void store_some(const Place *at, Py_ssize_t i, const Coefficients *f
         put_some(<stored *>at.dresidual + i, <const stored *>g, count)
 
 
+cdef inline void store_rest(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f,
+                            const stored *typed, const formula *what) noexcept nogil:
+    """The results from value i of a row on, where less than a line is left."""
+    if length & 8:
+        store_some(at, i, f, 8, typed, what)
+        i += 8
+    if length & 4:
+        store_some(at, i, f, 4, typed, what)
+        i += 4
+    if length & 2:
+        store_some(at, i, f, 2, typed, what)
+        i += 2
+    if length & 1:
+        store_some(at, i, f, 1, typed, what)
+
+
 cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, const stored *typed,
                             const formula *what) noexcept nogil:
     """LANES or more by ordinary stores."""
@@ -90,17 +106,12 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
             put_line(<stored *>at.dresidual + rest, <const stored *>last_g, LANES)
         return
     # No value twice: stores that cross cache lines take longer than anything else here.
-    if length & 8:
-        store_some(at, i, &own, 8, typed, what)
-        i += 8
-    if length & 4:
-        store_some(at, i, &own, 4, typed, what)
-        i += 4
-    if length & 2:
-        store_some(at, i, &own, 2, typed, what)
-        i += 2
-    if length & 1:
+    if length % LANES == 1:         # 7x7
         store_some(at, i, &own, 1, typed, what)
+    elif length % LANES == 4:       # 14x14
+        store_some(at, i, &own, 4, typed, what)
+    elif length % LANES > 0:
+        store_rest(at, i, length, &own, typed, what)
 
 
 # ---- past the cache
