@@ -52,7 +52,12 @@ cdef inline Coefficients of_column(const Columns *f, Py_ssize_t column) noexcept
     return coefficients_of(&f.each, c)
 
 
-cdef void put_columns(column_values to, const double *numbers, double times, const Columns *columns,
+ctypedef fused given:
+    float
+    double
+
+
+cdef void put_columns(column_values to, const given *numbers, double times, const Columns *columns,
                       const real *typed) noexcept nogil:
     """The numbers of all channels, and again, up to the last column and the first LANES behind it."""
     cdef Py_ssize_t j
@@ -72,11 +77,17 @@ cdef inline void repeat_columns(column_values first, const Columns *columns, con
 cdef void set_columns(Columns *columns, bint activated, bint undone, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
     cdef const Numbers *f = &columns.each
-    put_columns(columns.center, f.center, 1, columns, typed)
-    put_columns(columns.mul, f.mul, 1, columns, typed)
-    put_columns(columns.add, f.add, 1, columns, typed)
-    put_columns(columns.by_x, f.by_x, 1, columns, typed)
-    if activated:
+    if real is float:
+        put_columns(columns.center, f.center32, 1, columns, typed)
+        put_columns(columns.mul, f.mul32, 1, columns, typed)
+        put_columns(columns.add, f.add32, 1, columns, typed)
+        put_columns(columns.by_x, f.by_x32, 1, columns, typed)
+    else:
+        put_columns(columns.center, f.center, 1, columns, typed)
+        put_columns(columns.mul, f.mul, 1, columns, typed)
+        put_columns(columns.add, f.add, 1, columns, typed)
+        put_columns(columns.by_x, f.by_x, 1, columns, typed)
+    if activated and f.act.slope != 1:
         put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
         put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
     if undone and real is float:

@@ -120,6 +120,11 @@ cdef inline bint is_undone(const formula *what) noexcept nogil:
     return formula is UndoneGradient or formula is UndoneScaled
 
 
+cdef inline bint has_slope(const formula *what) noexcept nogil:
+    return (formula is Leaky or formula is LeakyJoin or formula is LeakyGradient or formula is LeakyScaled
+            or is_leaky_join(what) or is_undone(what))
+
+
 cdef inline bint is_gated(const formula *what) noexcept nogil:
     return (formula is ClippedGradient or formula is ClippedScaled or formula is LeakyGradient
             or formula is LeakyScaled)
@@ -155,12 +160,26 @@ cdef inline void undo(Coefficients *f) noexcept nogil:
     f.add_below = f.add - (center - f.center_below)*f.by_x_below
 
 
-cdef inline Coefficients coefficients(const Numbers *f, Py_ssize_t k, const stored *typed,
-                                      const formula *what) noexcept nogil:
-    """Those of one channel."""
+cdef inline Coefficients coefficients_as_float64(const Numbers *f, Py_ssize_t k, const stored *typed,
+                                                 const formula *what) noexcept nogil:
+    """Those of one channel, where Numbers has them."""
     cdef Coefficients own = coefficients_of(f, k)
     if is_undone(what) and stored is not double:
         undo(&own)
+    return own
+
+
+cdef inline Coefficients coefficients(const Numbers *f, Py_ssize_t k, const stored *typed,
+                                      const formula *what) noexcept nogil:
+    """Those of one channel that is not wide."""
+    cdef Coefficients own
+    if stored is double or has_slope(what):
+        return coefficients_as_float64(f, k, typed, what)
+    own.center, own.mul, own.add, own.by_x = f.center32[k], f.mul32[k], f.add32[k], f.by_x32[k]
+    own.act = f.act
+    own.gate.low = own.gate.high = NAN
+    if f.gates != NULL:
+        own.gate = f.gates[k]
     return own
 
 

@@ -141,9 +141,6 @@ cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint rea
 
     Found are the last value `before` the bound is crossed and the `first` behind; else, rarely, `found` becomes 0.
     """
-    cdef float center[TOGETHER]
-    cdef float mul[TOGETHER]
-    cdef float add[TOGETHER]
     cdef float x[TOGETHER]
     cdef int32_t guess[TOGETHER]    # the bits of x, which count upwards from 0 on either side
     cdef int32_t unit[TOGETHER]     # to the next x with a larger z
@@ -153,18 +150,17 @@ cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint rea
     cdef float v, limit = <float>bound
     cdef Py_ssize_t k, bytes = count*<Py_ssize_t>sizeof(float)
     for k in range(count):
-        center[k], mul[k], add[k] = <float>z.center[k], <float>z.mul[k], <float>z.add[k]
         x[k] = <float>(z.center[k] + (bound - z.add[k])/z.mul[k])
         crossed[k] = 0
     memcpy(guess, x, bytes)
     for k in range(count):
-        unit[k] = 1 - 2*((mul[k] < 0) ^ (guess[k] < 0))
+        unit[k] = 1 - 2*((z.mul32[k] < 0) ^ (guess[k] < 0))
     for step in range(-NEARBY, NEARBY + 1):
         for k in range(count):
             at[k] = guess[k] + step*unit[k]
         memcpy(x, at, bytes)
         for k in range(count):
-            v = (x[k] - center[k])*mul[k] + add[k]
+            v = (x[k] - z.center32[k])*z.mul32[k] + z.add32[k]
             crossed[k] += v >= limit if reached else v > limit
     for k in range(count):
         size = guess[k] & INT32_MAX
@@ -219,12 +215,12 @@ ctypedef void (*find_gates_of)(const Numbers *z, Py_ssize_t count, Gate *, const
 
 cdef void find_gates(const Call *call, find_gates_of find, Py_ssize_t c, Py_ssize_t count) noexcept nogil:
     """Those of `count` channels from c on, if the call has any."""
-    cdef double memory[5*TOGETHER]
+    cdef double memory[NUMBERS*TOGETHER]
     cdef Numbers z = lay_out_numbers(memory, TOGETHER, call)
     cdef Py_ssize_t some
     while count > 0 and has_gates(call):
         some = min(count, TOGETHER)
-        find_some_numbers(call, False, c, some, &z)
+        z_numbers(call, c, some, True, &z)
         find(&z, some, gates_of(call) + c, NULL)
         c += some
         count -= some

@@ -27,7 +27,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     are all there is.
     """
     cdef const Call *call = plan.call
-    cdef double memory[2][5*TOGETHER]
+    cdef double memory[2][NUMBERS*TOGETHER]
     cdef Due due[2]
     cdef Due *ready = NULL      # its channels have their sums
     cdef double again[TOGETHER]
@@ -77,7 +77,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     if in_turn(call):
         measure_and_apply(plan, begin, end, due.carry)
         return
-    due.numbers = lay_out_numbers(<double *>after_gates(call) + 5*begin, due.count, call)
+    due.numbers = lay_out_numbers(<double *>after_gates(call) + NUMBERS*begin, due.count, call)
     find_numbers(call, begin, due.count, &due.numbers)
     apply_all(&due)
     put_owed_results(plan, &carry)
@@ -87,7 +87,7 @@ cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:
     """One channel, by all threads."""
     cdef const Call *call = plan.call
     cdef Channel channel
-    cdef double memory[5]
+    cdef double memory[NUMBERS]
     cdef Due due
     cdef double again
     find_gates(call, plan.loops.find_gates, c, 1)

@@ -246,10 +246,12 @@ cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *
 cdef void store_any(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, const stored *typed,
                     const formula *what) noexcept nogil:
     """Few of them, or any number in float64."""
-    cdef Coefficients own = coefficients(f, k, typed, what)
-    if own.wide:
+    cdef Coefficients own
+    if f.wide[k] != 0:
+        own = coefficients_as_float64(f, k, typed, what)
         compute_each(at, length, &own, typed, what)
     else:
+        own = coefficients(f, k, typed, what)
         store_few(at, length, &own, typed, what)
 
 
@@ -362,13 +364,14 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
     cdef Py_ssize_t channel, k, i
     cdef bint joined = are_joined(step, length, typed, what)
     cdef Place out = due[0], at = first[0], soon
+    cdef Numbers numbers = f[0]     # nothing that is written changes it
     for channel in range(count):
-        own = coefficients(f, channel, typed, what)
+        own = coefficients(&numbers, channel, typed, what)
         z.act, z.gate = own.act, about.gate
         soon = moved(&at, ahead)
         k = 0
         if joined and channel > 0:
-            last = coefficients(f, channel - 1, typed, what)
+            last = coefficients(&numbers, channel - 1, typed, what)
             last.act = own.act      # that of all: compilers do not know, and would compute all of it twice
             i = share_line(&out, &last, &own, typed, what)
         else:

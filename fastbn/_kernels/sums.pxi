@@ -167,7 +167,7 @@ cdef inline bint unfit(double v) noexcept nogil:
 
 
 cdef inline double plain(double v) noexcept nogil:
-    """v; a NaN without what someone may have written into it (see half.h)."""
+    """v, a float32 or float64; a NaN without what someone may have written into it (see half.h)."""
     return v if v == v else NAN
 
 
@@ -184,48 +184,6 @@ cdef inline bint reaches_far(double by_x, double var, double values) noexcept no
     return by_x*by_x*(var*values) > 2.0**(2*ROOM)
 
 
-cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                               const double *var, const double *mul, const double *add, const double *by_x,
-                               const Numbers *to) noexcept nogil:
-    """choose_numbers() where float32 is computed: it takes the origin as two numbers, center + low.
-
-    x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
-    digits when abs(mean) >> std.
-
-    Nearly always float32 has room for all numbers of all channels, which is seen at a glance: by one sum that is not
-    too large and two factors that are not too small.
-    """
-    cdef double slope = call.act.slope, values = call.count if call.backward else call.values, center, low, size
-    cdef double steep = max(slope, 1.0), least = 2.0**-ROOM/slope if 0 < slope < 1 else 2.0**-ROOM
-    cdef Py_ssize_t k, fit = 0
-    for k in range(count):
-        center = <float>origin[k]
-        low = add[k] - (origin[k] - center)*by_x[k]
-        size = (fabs(mul[k]) + fabs(low))*steep + (fabs(by_x[k]) + fabs(origin[k]))
-        fit += ((size <= 2.0**ROOM) & (by_x[k]*by_x[k]*(var[k]*values) <= 2.0**(2*ROOM))
-                & (fabs(mul[k]) >= least) & (fabs(by_x[k]) >= least))
-        to.center[k] = center
-        to.add[k] = low
-    memset(to.wide, 0, count*sizeof(double))
-    if fit < count or unfit(slope) or call.from_y:
-        return widen_some_numbers(call, c, count, origin, var, mul, add, by_x, to)
-    return False
-
-
-cdef bint widen_some_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                             const double *var, const double *mul, const double *add, const double *by_x,
-                             const Numbers *to) noexcept nogil:
-    """Where float32 has no room, float64 computes: `wide`. Whether that is so anywhere."""
-    cdef double slope = call.act.slope, values = call.count if call.backward else call.values
-    cdef Py_ssize_t k
-    cdef bint any_wide = False
-    for k in range(count):
-        if (lacks_room(mul[k], to.add[k], by_x[k], origin[k], slope) or reaches_far(by_x[k], var[k], values)
-                or (call.from_y and lacks_room_from_y(call, c + k, origin[k], by_x[k]))):
-            to.center[k], to.add[k], to.wide[k], any_wide = origin[k], add[k], 1, True
-    return any_wide
-
-
 cdef inline bint lacks_room_from_y(const Call *call, Py_ssize_t c, double origin, double by_x) noexcept nogil:
     """The same for y in the place of x, and for what undo() makes of these numbers."""
     cdef double slope = call.act.slope
@@ -233,24 +191,88 @@ cdef inline bint lacks_room_from_y(const Call *call, Py_ssize_t c, double origin
             or reaches_far(by_x, spread(call, c), call.count))
 
 
-cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
-                                const double *var, const double *mul, const double *add, const double *by_x,
-                                const Numbers *to) noexcept nogil:
-    """Settle what x is taken about, and whether float32 will do; by_x is the factor of x."""
+cdef bint find_wide(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin, const double *var,
+                    const double *mul, const double *add, const double *by_x, const Numbers *to) noexcept nogil:
+    """Mark the channels for whose numbers float32 has no room; whether there are any."""
+    cdef double slope = call.act.slope, values = call.count if call.backward else call.values
     cdef Py_ssize_t k
     cdef bint any_wide = False
-    memcpy(to.mul, mul, count*sizeof(double))
-    memcpy(to.by_x, by_x, count*sizeof(double))
-    if call.dtype == FLOAT64:
-        memcpy(to.center, origin, count*sizeof(double))
-        memcpy(to.add, add, count*sizeof(double))
-        memset(to.wide, 0, count*sizeof(double))
-    else:
-        any_wide = choose_floats(call, c, count, origin, var, mul, add, by_x, to)
+    for k in range(count):
+        if (lacks_room(mul[k], constant(origin[k], add[k], by_x[k]), by_x[k], origin[k], slope)
+                or reaches_far(by_x[k], var[k], values)
+                or (call.from_y and lacks_room_from_y(call, c + k, origin[k], by_x[k]))):
+            to.wide[k], any_wide = 1, True
+    return any_wide
+
+
+cdef inline double constant(double origin, double add, double by_x) noexcept nogil:
+    """What is added where float32 computes: it takes the origin as two numbers, center + low.
+
+    x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
+    digits when abs(mean) >> std.
+    """
+    return add - (origin - <float>origin)*by_x
+
+
+cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *origin,
+                               const double *var, const double *mul, const double *add, const double *by_x,
+                               const Numbers *to) noexcept nogil:
+    """The numbers with which float32 computes; whether some are `wide`.
+
+    Nearly always float32 has room for all numbers of all channels, which is seen at a glance: by one sum that is not
+    too large and two factors that are not too small.
+    """
+    cdef double slope = call.act.slope, values = call.count if call.backward else call.values, low, size
+    cdef double factor, other
+    cdef double steep = max(slope, 1.0), least = 2.0**-ROOM/slope if 0 < slope < 1 else 2.0**-ROOM
+    cdef Py_ssize_t k, fit = 0
+    for k in range(count):
+        low = constant(origin[k], add[k], by_x[k])
+        factor, other = fabs(mul[k]), fabs(by_x[k])
+        size = (factor + fabs(low))*steep + (other + fabs(origin[k]))
+        fit += ((size <= 2.0**ROOM) & (other*other*(var[k]*values) <= 2.0**(2*ROOM))
+                & ((factor >= least) | (factor == 0)) & ((other >= least) | (other == 0)))
+        to.center32[k], to.mul32[k] = <float>origin[k], <float>mul[k]
+        to.add32[k], to.by_x32[k] = <float>low, <float>by_x[k]
+    if call.storage == BFLOAT16:
+        for k in range(count):
+            to.center32[k], to.mul32[k] = plain(to.center32[k]), plain(to.mul32[k])
+            to.add32[k], to.by_x32[k] = plain(to.add32[k]), plain(to.by_x32[k])
+    if fit < count or unfit(slope) or call.from_y:
+        return find_wide(call, c, count, origin, var, mul, add, by_x, to)
+    return False
+
+
+cdef void choose_doubles(const Call *call, Py_ssize_t count, const double *origin, const double *mul,
+                         const double *add, const double *by_x, const Numbers *to) noexcept nogil:
+    """The same as float64: what `wide` channels are computed with, and what a slope multiplies before it is rounded."""
+    cdef bint float64 = call.dtype == FLOAT64
+    cdef double v
+    cdef Py_ssize_t k
+    for k in range(count):
+        v = origin[k]
+        to.center[k] = v if float64 or to.wide[k] != 0 else <float>v
+    for k in range(count):
+        v = add[k]
+        to.add[k] = v if float64 or to.wide[k] != 0 else constant(origin[k], v, by_x[k])
+    for k in range(count):
+        to.mul[k], to.by_x[k] = mul[k], by_x[k]
     if call.storage == BFLOAT16:
         for k in range(count):
             to.center[k], to.mul[k] = plain(to.center[k]), plain(to.mul[k])
             to.add[k], to.by_x[k] = plain(to.add[k]), plain(to.by_x[k])
+
+
+cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles, const double *origin,
+                                const double *var, const double *mul, const double *add, const double *by_x,
+                                const Numbers *to) noexcept nogil:
+    """Settle what x is taken about, and whether float32 will do; by_x is the factor of x."""
+    cdef bint any_wide = False
+    memset(to.wide, 0, count*sizeof(double))
+    if call.dtype != FLOAT64:
+        any_wide = choose_floats(call, c, count, origin, var, mul, add, by_x, to)
+    if doubles or any_wide or call.dtype == FLOAT64 or call.act.slope != 1:
+        choose_doubles(call, count, origin, mul, add, by_x, to)
     return any_wide
 
 
@@ -265,7 +287,8 @@ cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count,
         mul[k] = invstd[k]*gamma[k]
 
 
-cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const Numbers *to) noexcept nogil:
+cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles,
+                           const Numbers *to) noexcept nogil:
     """The numbers with which the loops compute z, and y (see Call and Coefficients for the formulas)."""
     cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
     cdef double var[TOGETHER]
@@ -280,10 +303,11 @@ cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, con
         memcpy(var, call.var + c, count*sizeof(double))
     scale_numbers(call, c, count, var, invstd, mul)
     read_vector(&call.beta, c, count, 0.0, add)
-    return choose_numbers(call, c, count, mean, var, mul, add, mul, to)
+    return choose_numbers(call, c, count, doubles, mean, var, mul, add, mul, to)
 
 
-cdef inline bint dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const Numbers *to) noexcept nogil:
+cdef inline bint dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles,
+                            const Numbers *to) noexcept nogil:
     """The numbers with which the loops compute dx."""
     cdef const double *sum_dy = call.sum_dy + c
     cdef const double *sum_dy_xmu = call.sum_dy_xmu + c
@@ -302,31 +326,29 @@ cdef inline bint dx_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, co
             add[k] = -mul[k]*(sum_dy[k]/values)
             v = -invstd[k]*(invstd[k]*(sum_dy_xmu[k]/values))
             by_x[k] = v if from_y else v*mul[k]
-    return choose_numbers(call, c, count, call.origin + c, call.var + c, mul, add, by_x, to)
-
-
-cdef bint find_some_numbers(const Call *call, bint backward, Py_ssize_t c, Py_ssize_t count,
-                            const Numbers *to) noexcept nogil:
-    """Those of dx or of z, of `count` channels from c on, at most TOGETHER; whether some are `wide`."""
-    return dx_numbers(call, c, count, to) if backward else z_numbers(call, c, count, to)
+    return choose_numbers(call, c, count, doubles, call.origin + c, call.var + c, mul, add, by_x, to)
 
 
 cdef void find_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, Numbers *to) noexcept nogil:
     """What the call computes `count` channels from c on with."""
     cdef Numbers some
     cdef Py_ssize_t k = 0
+    cdef bint any_wide
     to.any_wide = False
     if has_gates(call):
         to.gates = gates_of(call) + c
     while k < count:
         some = numbers_from(to, k)
-        if find_some_numbers(call, call.backward, c + k, min(count - k, TOGETHER), &some):
-            to.any_wide = True
+        if call.backward:
+            any_wide = dx_numbers(call, c + k, min(count - k, TOGETHER), False, &some)
+        else:
+            any_wide = z_numbers(call, c + k, min(count - k, TOGETHER), False, &some)
+        to.any_wide = to.any_wide or any_wide
         k += TOGETHER
 
 
 cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcept nogil:
-    """Those of one channel."""
+    """Those of one channel, as float64 (see Numbers)."""
     cdef Coefficients own
     own.center, own.mul, own.add, own.by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
     own.mul_below, own.add_below = f.mul[k]*f.act.slope, f.add[k]*f.act.slope

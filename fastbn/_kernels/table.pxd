@@ -22,6 +22,7 @@ cdef enum:
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
+    NUMBERS = 7         # float64 of memory that the coefficients of a channel take
     TOGETHER = 64       # channels whose numbers are worked out together, at most
     MOST_PLANES = 16384     # channels of a part of a call, at most: scratch does not grow with their number
     MOST_ROWS = 4096
@@ -72,12 +73,17 @@ cdef struct Coefficients:
 
 cdef struct Numbers:
     # Coefficients of some channels side by side, so that loops over channels become vectors. What is not here follows
-    # from it. `wide` is 0 where it is false.
+    # from it. `wide` is 0 where it is false. Those in float64 are there only where float32 does not compute all of it:
+    # for float64, where any channel is wide, and where there is a slope.
     double *center
     double *mul
     double *add
     double *by_x
     double *wide
+    float *center32         # the same where float32 computes
+    float *mul32
+    float *add32
+    float *by_x32
     bint any_wide
     const Gate *gates       # NULL: there are none
     Activation act
@@ -168,6 +174,8 @@ cdef inline Numbers lay_out_numbers(double *memory, Py_ssize_t channels, const C
     cdef Numbers f
     f.center, f.mul, f.add = memory, memory + channels, memory + 2*channels
     f.by_x, f.wide = memory + 3*channels, memory + 4*channels
+    f.center32 = <float *>(memory + 5*channels)
+    f.mul32, f.add32, f.by_x32 = f.center32 + channels, f.center32 + 2*channels, f.center32 + 3*channels
     f.any_wide, f.gates, f.act = False, NULL, call.act
     return f
 
@@ -180,6 +188,10 @@ cdef inline Numbers numbers_from(const Numbers *f, Py_ssize_t k) noexcept nogil:
     rest.add += k
     rest.by_x += k
     rest.wide += k
+    rest.center32 += k
+    rest.mul32 += k
+    rest.add32 += k
+    rest.by_x32 += k
     rest.gates += k if f.gates != NULL else 0
     return rest
 
@@ -214,7 +226,7 @@ cdef inline Py_ssize_t part_of_channels(const Call *call, Order order) noexcept 
 cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Order order) noexcept nogil:
     """Gates and coefficients of so many channels; on rows also of columns, a centre, and sums of all blocks."""
     cdef Py_ssize_t rows, columns, gates = channels*<Py_ssize_t>sizeof(Gate) if has_gates(call) else 0
-    cdef Py_ssize_t each = 5*channels*<Py_ssize_t>sizeof(double)
+    cdef Py_ssize_t each = NUMBERS*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
         return gates + (0 if in_turn(call) else each)
     rows = side_by_side(channels, call.values)
