@@ -82,16 +82,19 @@ cdef void set_columns(Columns *columns, bint activated, bint undone, const real 
         put_columns(columns.mul, f.mul32, 1, columns, typed)
         put_columns(columns.add, f.add32, 1, columns, typed)
         put_columns(columns.by_x, f.by_x32, 1, columns, typed)
+        if activated and f.act.slope != 1:
+            put_columns(columns.mul_below, f.mul_below32, 1, columns, typed)
+            put_columns(columns.add_below, f.add_below32, 1, columns, typed)
+        if undone:
+            undo_columns(columns, typed)
     else:
         put_columns(columns.center, f.center, 1, columns, typed)
         put_columns(columns.mul, f.mul, 1, columns, typed)
         put_columns(columns.add, f.add, 1, columns, typed)
         put_columns(columns.by_x, f.by_x, 1, columns, typed)
-    if activated and f.act.slope != 1:
-        put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
-        put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
-    if undone and real is float:
-        undo_columns(columns, typed)
+        if activated:
+            put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
+            put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
     columns.act, columns.wide = f.act, f.any_wide
 
 

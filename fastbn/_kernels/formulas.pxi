@@ -120,11 +120,6 @@ cdef inline bint is_undone(const formula *what) noexcept nogil:
     return formula is UndoneGradient or formula is UndoneScaled
 
 
-cdef inline bint has_slope(const formula *what) noexcept nogil:
-    return (formula is Leaky or formula is LeakyJoin or formula is LeakyGradient or formula is LeakyScaled
-            or is_leaky_join(what) or is_undone(what))
-
-
 cdef inline bint is_gated(const formula *what) noexcept nogil:
     return (formula is ClippedGradient or formula is ClippedScaled or formula is LeakyGradient
             or formula is LeakyScaled)
@@ -173,9 +168,10 @@ cdef inline Coefficients coefficients(const Numbers *f, Py_ssize_t k, const stor
                                       const formula *what) noexcept nogil:
     """Those of one channel that is not wide."""
     cdef Coefficients own
-    if stored is double or has_slope(what):
+    if stored is double or is_undone(what):
         return coefficients_as_float64(f, k, typed, what)
     own.center, own.mul, own.add, own.by_x = f.center32[k], f.mul32[k], f.add32[k], f.by_x32[k]
+    own.mul_below, own.add_below = f.mul_below32[k], f.add_below32[k]
     own.act = f.act
     own.gate.low = own.gate.high = NAN
     if f.gates != NULL:

@@ -64,7 +64,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)
-    table.far = <char *>(table.columns.each.by_x32 + call.channels)
+    table.far = <char *>(table.columns.each.add_below32 + call.channels)
 
 
 # ---- where rows are

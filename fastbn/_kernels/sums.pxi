@@ -80,7 +80,7 @@ cdef inline bint statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, co
 
 cdef inline bint gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count, const SumsTogether *sums,
                                const double *centers, double *again) noexcept nogil:
-    """sum(dy) and sum(dy*(x - origin)) from sums about a centre; whether and where they must be taken again about it."""
+    """sum(dy) and sum(dy*(x - origin)) from sums about a centre; whether and where they must be taken again."""
     cdef const double *origin = call.origin + c
     cdef double sum_dy[TOGETHER]    # nothing that is read overlaps these, compilers see
     cdef double sum_dy_xmu[TOGETHER]
@@ -234,10 +234,16 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
                 & ((factor >= least) | (factor == 0)) & ((other >= least) | (other == 0)))
         to.center32[k], to.mul32[k] = <float>origin[k], <float>mul[k]
         to.add32[k], to.by_x32[k] = <float>low, <float>by_x[k]
+    if slope != 1:
+        for k in range(count):
+            to.mul_below32[k] = <float>(mul[k]*slope)
+            to.add_below32[k] = <float>(constant(origin[k], add[k], by_x[k])*slope)
     if call.storage == BFLOAT16:
         for k in range(count):
             to.center32[k], to.mul32[k] = plain(to.center32[k]), plain(to.mul32[k])
             to.add32[k], to.by_x32[k] = plain(to.add32[k]), plain(to.by_x32[k])
+        for k in range(count if slope != 1 else 0):
+            to.mul_below32[k], to.add_below32[k] = plain(to.mul_below32[k]), plain(to.add_below32[k])
     if fit < count or unfit(slope) or call.from_y:
         return find_wide(call, c, count, origin, var, mul, add, by_x, to)
     return False
@@ -245,7 +251,7 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
 
 cdef void choose_doubles(const Call *call, Py_ssize_t count, const double *origin, const double *mul,
                          const double *add, const double *by_x, const Numbers *to) noexcept nogil:
-    """The same as float64: what `wide` channels are computed with, and what a slope multiplies before it is rounded."""
+    """The same as float64."""
     cdef bint float64 = call.dtype == FLOAT64
     cdef double v
     cdef Py_ssize_t k
@@ -271,7 +277,7 @@ cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count
     memset(to.wide, 0, count*sizeof(double))
     if call.dtype != FLOAT64:
         any_wide = choose_floats(call, c, count, origin, var, mul, add, by_x, to)
-    if doubles or any_wide or call.dtype == FLOAT64 or call.act.slope != 1:
+    if doubles or any_wide or call.dtype == FLOAT64 or call.from_y:
         choose_doubles(call, count, origin, mul, add, by_x, to)
     return any_wide
 

@@ -22,7 +22,7 @@ cdef enum:
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
-    NUMBERS = 7         # float64 of memory that the coefficients of a channel take
+    NUMBERS = 8         # float64 of memory that the coefficients of a channel take
     TOGETHER = 64       # channels whose numbers are worked out together, at most
     MOST_PLANES = 16384     # channels of a part of a call, at most: scratch does not grow with their number
     MOST_ROWS = 4096
@@ -73,8 +73,8 @@ cdef struct Coefficients:
 
 cdef struct Numbers:
     # Coefficients of some channels side by side, so that loops over channels become vectors. What is not here follows
-    # from it. `wide` is 0 where it is false. Those in float64 are there only where float32 does not compute all of it:
-    # for float64, where any channel is wide, and where there is a slope.
+    # from it. `wide` is 0 where it is false. Those in float64 are there only where float32 will not do: for float64,
+    # where any channel is wide, and where x is what a slope has made of z.
     double *center
     double *mul
     double *add
@@ -84,6 +84,8 @@ cdef struct Numbers:
     float *mul32
     float *add32
     float *by_x32
+    float *mul_below32      # and these, where there is a slope
+    float *add_below32
     bint any_wide
     const Gate *gates       # NULL: there are none
     Activation act
@@ -176,6 +178,7 @@ cdef inline Numbers lay_out_numbers(double *memory, Py_ssize_t channels, const C
     f.by_x, f.wide = memory + 3*channels, memory + 4*channels
     f.center32 = <float *>(memory + 5*channels)
     f.mul32, f.add32, f.by_x32 = f.center32 + channels, f.center32 + 2*channels, f.center32 + 3*channels
+    f.mul_below32, f.add_below32 = f.center32 + 4*channels, f.center32 + 5*channels
     f.any_wide, f.gates, f.act = False, NULL, call.act
     return f
 
@@ -192,6 +195,8 @@ cdef inline Numbers numbers_from(const Numbers *f, Py_ssize_t k) noexcept nogil:
     rest.mul32 += k
     rest.add32 += k
     rest.by_x32 += k
+    rest.mul_below32 += k
+    rest.add_below32 += k
     rest.gates += k if f.gates != NULL else 0
     return rest
 
