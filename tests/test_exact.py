@@ -316,6 +316,20 @@ def test_given_statistics_at_the_ends_of_the_range(order):
     assert_y(y, x, mean, var, None, beta, 0)
 
 
+@pytest.mark.parametrize("order", ["planes", "short-rows", "one-sample", "rows"])
+@pytest.mark.parametrize("place", [0, 3, 63, 64, 100, 129])
+def test_one_of_many_channels_at_the_end_of_the_range(place, order):
+    """Its factor overflows in float32, 1e40, and its results do not; those of all others are ordinary."""
+    scale, gamma = np.ones((130, 1)), np.ones(130)
+    scale[place], gamma[place] = 1e-8, 1e32
+    x = ORDERS[order]((channels_of(random_array((40, 130), np.float64)) * scale).astype(np.float32))
+    dy = ORDERS[order]((channels_of(random_array((40, 130), np.float64, seed=1)) * scale).astype(np.float32))
+    y, stats = fastbn.batch_norm(x, gamma, eps=0)
+    assert_y(y, x, stats.mean, stats.var, gamma, None, 0)
+    assert_y(fastbn.normalize(x, stats.mean, stats.var, gamma, eps=0), x, stats.mean, stats.var, gamma, None, 0)
+    assert_dx(fastbn.batch_norm_backward(dy, x, stats, gamma, eps=0).dx, dy, x, stats, gamma, 0)
+
+
 @pytest.mark.parametrize("order", ["planes", "rows"])
 def test_a_result_beyond_float32_is_infinite_and_not_nan(order):
     """(0 - mean)*gamma overflows. The mean's rounding to float32, times gamma, does too, with the other sign."""

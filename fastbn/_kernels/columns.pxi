@@ -13,7 +13,7 @@ cdef struct GateColumns:
 cdef struct Columns:
     # Of the type of the values: of `width` columns and, once more, of the first LANES.
     column_values center, mul, add, by_x
-    column_values mul_below, add_below      # only where there is an activation or a residual
+    column_values mul_below, add_below      # only where there is a slope
     column_values center_below, by_x_below  # only where x is the y of an activation with a slope: there are no gates
     GateColumns gate
     Activation act

@@ -137,7 +137,7 @@ cdef void find_gate(const Coefficients *z, Gate *gate, const stored *typed) noex
 cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint reached, double *before, double *first,
                       int32_t *found) noexcept nogil:
     """first_rank() for float32 and the channels of one group, in loops that become vectors: each tries some values on
-    either side of its guess. (z > bound, or with `reached` z >= bound. There is no NaN near a bound.)
+    either side of its guess. Crossed is what is above the bound, or with `reached` at it. (z is finite near a bound.)
 
     Found are the last value `before` the bound is crossed and the `first` behind; else, rarely, `found` becomes 0.
     """
@@ -154,6 +154,10 @@ cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint rea
         crossed[k] = 0
     memcpy(guess, x, bytes)
     for k in range(count):
+        size = guess[k] & INT32_MAX
+        found[k] &= (size > NEARBY) & (size < (0xFF << 23) - NEARBY)
+        guess[k] *= found[k]
+    for k in range(count):
         unit[k] = 1 - 2*((z.mul32[k] < 0) ^ (guess[k] < 0))
     for step in range(-NEARBY, NEARBY + 1):
         for k in range(count):
@@ -163,8 +167,7 @@ cdef void find_nearby(const Numbers *z, Py_ssize_t count, double bound, bint rea
             v = (x[k] - z.center32[k])*z.mul32[k] + z.add32[k]
             crossed[k] += v >= limit if reached else v > limit
     for k in range(count):
-        size = guess[k] & INT32_MAX
-        found[k] &= (crossed[k] > 0) & (crossed[k] <= 2*NEARBY) & (size > NEARBY) & (size < (0xFF << 23) - NEARBY)
+        found[k] &= (crossed[k] > 0) & (crossed[k] <= 2*NEARBY)
         at[k] = guess[k] + (NEARBY + 1 - crossed[k])*unit[k]
     memcpy(x, at, bytes)
     for k in range(count):
