@@ -28,6 +28,8 @@ KINDS = [
     ("relu", (8, 16, 28), "NCHW", "float32", RELU),
     ("relu-residual", (8, 16, 28), "NCHW", "float32", RELU | {"residual": True}),
     ("relu-residual", (8, 128, 7), "NCHW", "float32", RELU | {"residual": True}),
+    ("one-sample", (1, 512, 7), "NCHW", "float32", {}),  # what a channel costs beside its values
+    ("one-sample-relu", (1, 512, 7), "NCHW", "float32", RELU),
     ("leaky", (8, 16, 28), "NCHW", "float32", LEAKY),
     ("leaky-residual", (8, 16, 28), "NCHW", "float32", LEAKY | {"residual": True}),
     *((f"{dtype}", (8, 16, 28), "NCHW", dtype, {}) for dtype in ("float16", "bfloat16")),
