@@ -71,20 +71,26 @@ LANES_FUNCTION(lanes_load, (const double *p), PART)
 LANES_FUNCTION(lanes_widen, (const float *p), PART)
 #undef PART
 /* Half types become float32 first, by way of memory: to widen values that are loaded takes one instruction on one of two
-   ports, to widen those in registers two or three, all on the port that shuffles. */
+   ports, to widen those in registers two or three, all on the port that shuffles. That memory is one cache line: where
+   it lay across two pages, which a process finds out when it starts, everything took five times as long. */
 #if defined(__GNUC__)
 #define IN_MEMORY(line) __asm__("" : "+m"(line))
+#define ONE_LINE(name) float name[16] __attribute__((aligned(64)))
+#elif defined(_MSC_VER)
+#define IN_MEMORY(line) ((void)0)
+#define ONE_LINE(name) __declspec(align(64)) float name[16]
 #else
 #define IN_MEMORY(line) ((void)0)
+#define ONE_LINE(name) float name[16]
 #endif
 static inline lanes_t lanes_widen_float16(const void *p) {
-    float line[16];
+    ONE_LINE(line);
     widen_float16s((const float16_t *)p, line, 16);
     IN_MEMORY(line);
     return lanes_widen(line);
 }
 static inline lanes_t lanes_widen_bfloat16(const void *p) {
-    float line[16];
+    ONE_LINE(line);
 #ifdef __AVX2__
     lanes_t r;
     widen_line_bfloat16((const bfloat16_t *)p, line);
