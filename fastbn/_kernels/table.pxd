@@ -73,8 +73,8 @@ cdef struct Coefficients:
 
 cdef struct Numbers:
     # Coefficients of some channels side by side, so that loops over channels become vectors. What is not here follows
-    # from it. `wide` is 0 where it is false. Those in float64 are there only where float32 will not do: for float64, for
-    # gates, where y stands for x, and in a group (of TOGETHER) in which a channel is wide.
+    # from it. `wide` is 0 where it is false. Those in float64 are there only where float32 will not do: for float64,
+    # for gates, where y stands for x, and in a group (of TOGETHER) in which a channel is wide.
     double *center
     double *mul
     double *add
