@@ -199,7 +199,9 @@ cdef cnp.ndarray contiguous(cnp.ndarray v):
 
 
 cdef inline Vector vector_of(cnp.ndarray v) noexcept:
-    """What a kernel sees of a contiguous vector, or of None."""
+    """What a kernel sees of a contiguous vector, or of None. To be taken before anything else is converted: that may
+    change the vector's type.
+    """
     cdef Vector to
     to.data = NULL if v is None else cnp.PyArray_BYTES(v)
     to.float32 = v is not None and cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT32
@@ -446,7 +448,9 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
+    call.beta = vector_of(b_read)
     call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
@@ -456,7 +460,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean = call.origin = doubles(mean)
-    call.var, call.gamma, call.beta = doubles(var), vector_of(g_read), vector_of(b_read)
+    call.var = doubles(var)
     run(&call, channels, a, a, r, y)
     return y, (call.values, read_only(mean), read_only(var))
 
@@ -467,16 +471,18 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, 
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
     cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m_read = contiguous(m)
+    call.given_mean = vector_of(m_read)
     cdef cnp.ndarray v = accept_needed(var, "var", call.channels), v_read = contiguous(v)
+    call.given_var = vector_of(v_read)
     check_variance(v_read, "var")
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
+    call.beta = vector_of(b_read)
     call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
     y = accept_out(out, a, ("x", "residual", "mean", "var", "gamma", "beta"), (a, r, m, v, g, b), 2)
-    call.given_mean, call.given_var = vector_of(m_read), vector_of(v_read)
-    call.gamma, call.beta = vector_of(g_read), vector_of(b_read)
     run(&call, channels, a, a, r, y)
     return y
 
@@ -502,7 +508,9 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef cnp.ndarray v = accept_needed(var, "stats.var", call.channels), v64 = in_float64(v)
     check_variance(v64, "stats.var")
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
+    call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b), b64
+    call.beta = vector_of(b_read)
     if from_y:
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
     cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
@@ -533,7 +541,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
                                (d, dx, a, of_mask, m, v, g, b, s, t), 1)
     call.backward, call.constant, call.act, call.from_y = True, not training, act, from_y
     call.gated = activation is not None and not residual and not from_y
-    call.mean, call.var, call.gamma, call.beta = doubles(m64), doubles(v64), vector_of(g_read), vector_of(b_read)
+    call.mean, call.var = doubles(m64), doubles(v64)
     call.origin = call.mean
     if from_y:
         b64 = new_vector(call.channels) if b is None else in_float64(b)

@@ -1167,6 +1167,26 @@ CHANGED = {
 }
 
 
+CHANGED_VECTORS = {
+    "batch_norm: gamma": lambda x, v, w: fastbn.batch_norm(x, v, w)[0],
+    "normalize: mean": lambda x, v, w: fastbn.normalize(x, v, w),
+    "normalize: var": lambda x, v, w: fastbn.normalize(x, np.ones(2), v, w),
+    "normalize: gamma": lambda x, v, w: fastbn.normalize(x, np.ones(2), np.ones(2), v, w),
+    "backward: gamma": lambda x, v, w: fastbn.batch_norm_backward(x, x, fastbn.batch_stats(x), v, w).dx,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy wants nobody to set types
+@pytest.mark.parametrize("how", [other_type, lambda v: setattr(v, "dtype", np.float64)], ids=["int8", "float64"])
+@pytest.mark.parametrize("call", CHANGED_VECTORS)
+def test_an_argument_that_changes_a_vector(call, how):
+    """Vectors are read as they were when they were accepted, and not past their ends."""
+    x = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    vector = np.array([3.0, 5.0], np.float32)
+    expected = CHANGED_VECTORS[call](x, vector.copy(), np.ones(2))
+    assert np.array_equal(CHANGED_VECTORS[call](x, vector, Changing(vector, how)), expected)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy wants nobody to set shapes
 @pytest.mark.parametrize("how", [other_shape, one_axis, other_type])
 @pytest.mark.parametrize("call", CHANGED)

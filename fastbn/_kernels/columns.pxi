@@ -74,7 +74,7 @@ cdef inline void repeat_columns(column_values first, const Columns *columns, con
         v[j] = v[j - columns.channels]
 
 
-cdef void set_columns(Columns *columns, bint activated, bint undone, const real *typed) noexcept nogil:
+cdef void set_columns(Columns *columns, bint undone, const real *typed) noexcept nogil:
     """Coefficients of all columns from those of their channels."""
     cdef const Numbers *f = &columns.each
     if real is float:
@@ -82,7 +82,7 @@ cdef void set_columns(Columns *columns, bint activated, bint undone, const real 
         put_columns(columns.mul, f.mul32, 1, columns, typed)
         put_columns(columns.add, f.add32, 1, columns, typed)
         put_columns(columns.by_x, f.by_x32, 1, columns, typed)
-        if activated and f.act.slope != 1:
+        if f.act.slope != 1:
             put_columns(columns.mul_below, f.mul_below32, 1, columns, typed)
             put_columns(columns.add_below, f.add_below32, 1, columns, typed)
         if undone:
@@ -92,7 +92,7 @@ cdef void set_columns(Columns *columns, bint activated, bint undone, const real 
         put_columns(columns.mul, f.mul, 1, columns, typed)
         put_columns(columns.add, f.add, 1, columns, typed)
         put_columns(columns.by_x, f.by_x, 1, columns, typed)
-        if activated:
+        if f.act.slope != 1:
             put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
             put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
     columns.act, columns.wide = f.act, f.any_wide

@@ -19,7 +19,7 @@ ctypedef void (*sum_rows)(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py
                           double *s, double *t, const void *, const void *) noexcept nogil
 ctypedef void (*apply_rows)(const Place *at, Py_ssize_t length, const Columns *, Py_ssize_t column, bint stream,
                             const void *, const void *) noexcept nogil
-ctypedef void (*fill_columns)(Columns *, bint activated, bint undone, const void *) noexcept nogil
+ctypedef void (*fill_columns)(Columns *, bint undone, const void *) noexcept nogil
 ctypedef void (*fill_gates)(Columns *, const Gate *, const void *) noexcept nogil
 
 

@@ -74,7 +74,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     carry.owed = 0
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
     find_gates(call, plan.loops.find_gates, begin, end - begin)
-    if in_turn(call):
+    if goes_by_groups(call):
         measure_and_apply(plan, begin, end, due.carry)
         return
     due.numbers = lay_out_numbers(<double *>after_gates(call) + NUMBERS*begin, due.count, call)

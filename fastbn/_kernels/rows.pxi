@@ -58,10 +58,6 @@ cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
     return call.from_y and call.act.slope != 1
 
 
-cdef inline bint is_activated(const Call *call) noexcept nogil:
-    return call.gated or call.y != NULL or undoes_a_slope(call) or (call.dy != NULL and not call.backward)
-
-
 cdef void run_rows(Call *call) noexcept nogil:
     cdef Table table
     cdef fp_mode before = fp_default()
@@ -77,7 +73,7 @@ cdef void run_rows(Call *call) noexcept nogil:
         measure_rows(&table)
     if call.out != NULL:
         find_numbers(call, 0, call.channels, &table.columns.each)
-        table.loops.set_columns(&table.columns, is_activated(call), undoes_a_slope(call), NULL)
+        table.loops.set_columns(&table.columns, undoes_a_slope(call), NULL)
         some = rows_of_item(&table)
         share(apply_items, &table, (table.rows + some - 1)//some, call.threads)
     fp_restore(before)

@@ -201,7 +201,7 @@ cdef inline Numbers numbers_from(const Numbers *f, Py_ssize_t k) noexcept nogil:
     return rest
 
 
-cdef inline bint in_turn(const Call *call) noexcept nogil:
+cdef inline bint goes_by_groups(const Call *call) noexcept nogil:
     """Whether planes are finished a few channels after the other: where they are measured, and in a single sample."""
     return call.measure or call.values == call.plane
 
@@ -233,7 +233,7 @@ cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Or
     cdef Py_ssize_t rows, columns, gates = channels*<Py_ssize_t>sizeof(Gate) if has_gates(call) else 0
     cdef Py_ssize_t each = NUMBERS*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
-        return gates + (0 if in_turn(call) else each)
+        return gates + (0 if goes_by_groups(call) else each)
     rows = side_by_side(channels, call.values)
     columns = rows*channels
     return (gates + each + columns
