@@ -41,7 +41,8 @@ cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table,
 # Below this many values a call stays on one thread: a team costs some 5 to 20 us to wake.
 cdef Py_ssize_t PARALLEL_FROM = 65536
 
-# From this many bytes on, a result is written past the cache: it would only push other things out.
+# From this many bytes on, a result is written past the cache: it would only push other things out. (With 2 MiB instead,
+# calls on rows of 2 to 3 MiB take 0.8 to 0.9 of their time alone, but 1.03 to 1.5 with what reads the result next.)
 cdef Py_ssize_t STREAM_FROM = 4 << 20
 
 cdef int CHOSEN = 0         # set_num_threads; 0: not set
