@@ -209,6 +209,19 @@ cdef inline Vector vector_of(cnp.ndarray v) noexcept:
     return to
 
 
+cdef inline int check_size(cnp.ndarray v, Py_ssize_t bytes) except -1:
+    """That a vector still has the memory that will be read: an __array__ of the caller's may have resized it since."""
+    if v is not None and cnp.PyArray_NBYTES(v) != bytes:
+        _explain.has_changed()
+
+
+cdef inline int check_vector(cnp.ndarray v, const Vector *taken, Py_ssize_t channels) except -1:
+    """The same, and where it was when it was accepted."""
+    if v is not None and cnp.PyArray_BYTES(v) != taken.data:
+        _explain.has_changed()
+    return check_size(v, channels*(sizeof(float) if taken.float32 else sizeof(double)))
+
+
 cdef int check_variance(cnp.ndarray v, str name) except -1:
     """That a contiguous vector does not hold negative numbers."""
     cdef Vector var = vector_of(v)
@@ -458,6 +471,8 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     if call.values == 0:
         _explain.no_values(a)
     y = accept_out(out, a, ("x", "residual", "gamma", "beta"), (a, r, g, b), 2)
+    check_vector(g_read, &call.gamma, call.channels)
+    check_vector(b_read, &call.beta, call.channels)
     cdef cnp.ndarray mean = new_vector(call.channels), var = new_vector(call.channels)
     call.measure = True
     call.mean = call.origin = doubles(mean)
@@ -484,6 +499,10 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, 
     if residual is not None:
         r = accept_like(residual, "residual", a)
     y = accept_out(out, a, ("x", "residual", "mean", "var", "gamma", "beta"), (a, r, m, v, g, b), 2)
+    check_vector(m_read, &call.given_mean, call.channels)
+    check_vector(v_read, &call.given_var, call.channels)
+    check_vector(g_read, &call.gamma, call.channels)
+    check_vector(b_read, &call.beta, call.channels)
     run(&call, channels, a, a, r, y)
     return y
 
@@ -510,11 +529,12 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     check_variance(v64, "stats.var")
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
     call.gamma = vector_of(g_read)
-    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b), b64
+    cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b), b64 = None
     call.beta = vector_of(b_read)
     if from_y:
+        b64 = new_vector(call.channels) if b is None else in_float64(b)
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
-    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
+    cdef cnp.ndarray s, t, s64, t64, vector, dgamma = None, dbeta = None
     if y is not None and not from_y:
         of_mask = accept_like(y, "y", a)
     elif residual and activation is not None:
@@ -545,13 +565,16 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     call.mean, call.var = doubles(m64), doubles(v64)
     call.origin = call.mean
     if from_y:
-        b64 = new_vector(call.channels) if b is None else in_float64(b)
         call.origin = doubles(b64)
     if not residual:
         of_mask = None
     elif activation is None:
         of_mask = d
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
+    check_vector(g_read, &call.gamma, call.channels)
+    check_vector(b_read, &call.beta, call.channels)
+    for vector in (m64, v64, b64, s64, t64):
+        check_size(vector, call.channels*sizeof(double))
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:

@@ -1187,6 +1187,37 @@ def test_an_argument_that_changes_a_vector(call, how):
     assert np.array_equal(CHANGED_VECTORS[call](x, vector, Changing(vector, how)), expected)
 
 
+SMALLER_VECTORS = CHANGED_VECTORS | {
+    "backward from y: beta": lambda x, v, w: fastbn.backward_apply(
+        x, None, fastbn.batch_stats(x), (np.ones(2), w), None, v, y=x
+    ),
+    "backward: sums": lambda x, v, w: fastbn.backward_apply(x, x, fastbn.batch_stats(x), (v, w)),
+}
+SMALLER_STATISTICS = {  # float32 ones are copied at once
+    "mean, then var": lambda x, v, w: fastbn.batch_norm_backward(x, x, (v, w), training=False),
+    "var, then gamma": lambda x, v, w: fastbn.batch_norm_backward(x, x, (np.ones(2), v), w, training=False),
+}
+
+
+def check_resized(call, dtype):
+    x = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    vector = np.array([3.0, 5.0], dtype)
+    with pytest.raises(RuntimeError, match="changed its shape"):
+        call(x, vector, Changing(vector, lambda v: v.resize(1, refcheck=False)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("call", SMALLER_VECTORS)
+def test_an_argument_that_resizes_a_vector(call, dtype):
+    """Memory that a vector has lost is not read."""
+    check_resized(SMALLER_VECTORS[call], dtype)
+
+
+@pytest.mark.parametrize("call", SMALLER_STATISTICS)
+def test_an_argument_that_resizes_statistics(call):
+    check_resized(SMALLER_STATISTICS[call], np.float64)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy wants nobody to set shapes
 @pytest.mark.parametrize("how", [other_shape, one_axis, other_type])
 @pytest.mark.parametrize("call", CHANGED)
