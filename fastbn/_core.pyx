@@ -534,7 +534,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     if from_y:
         b64 = new_vector(call.channels) if b is None else in_float64(b)
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
-    cdef cnp.ndarray s, t, s64, t64, vector, dgamma = None, dbeta = None
+    cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
     if y is not None and not from_y:
         of_mask = accept_like(y, "y", a)
     elif residual and activation is not None:
@@ -573,8 +573,11 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     check_vector(g_read, &call.gamma, call.channels)
     check_vector(b_read, &call.beta, call.channels)
-    for vector in (m64, v64, b64, s64, t64):
-        check_size(vector, call.channels*sizeof(double))
+    check_size(m64, call.channels*sizeof(double))
+    check_size(v64, call.channels*sizeof(double))
+    check_size(b64, call.channels*sizeof(double))
+    check_size(s64, call.channels*sizeof(double))
+    check_size(t64, call.channels*sizeof(double))
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
