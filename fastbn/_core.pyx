@@ -45,6 +45,22 @@ cdef Py_ssize_t PARALLEL_FROM = 65536
 # calls on rows of 2 to 3 MiB take 0.8 to 0.9 of their time alone, but 1.03 to 1.5 with what reads the result next.)
 cdef Py_ssize_t STREAM_FROM = 4 << 20
 
+# Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
+# arrays of a call. A forward is faster with them at any size, but for training with a residual or half types (1.02 to
+# 1.2 of the time past the cache), until so many threads run that memory is what they wait for: it then sees each line
+# of the result twice.
+cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
+cdef Py_ssize_t SLOW_STREAM_FROM = 24 << 20     # bytes of all arrays
+cdef int FEW_THREADS = 4
+
+
+def set_streams_slowly(bint slowly):
+    """Whether this is such a machine; what it was before. No result depends on it."""
+    global STREAMS_SLOWLY
+    before, STREAMS_SLOWLY = STREAMS_SLOWLY, slowly
+    return before
+
+
 cdef int CHOSEN = 0         # set_num_threads; 0: not set
 cdef int MOST = 1           # what the machine grants this process
 
@@ -388,6 +404,21 @@ cdef inline bint is_as_described(cnp.ndarray a, cnp.ndarray x, int channels, con
             and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call))
 
 
+cdef inline Stores stores_of(const Call *call) noexcept:
+    """How its results are best written."""
+    cdef Py_ssize_t bytes = call.values*call.channels*itemsize_of(call)
+    cdef int arrays
+    if call.out == NULL or bytes < STREAM_FROM:
+        return BY_CACHE
+    if not STREAMS_SLOWLY:
+        return PAST_CACHE
+    if not call.backward and call.threads <= FEW_THREADS:
+        if not call.measure or (call.dy == NULL and call.storage == AS_IS):
+            return WHOLE_LINES
+    arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
+    return PAST_CACHE if arrays*bytes >= SLOW_STREAM_FROM else BY_CACHE
+
+
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
              cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
@@ -418,7 +449,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
         view(dresidual, channels, &dresidual_view)
         call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
-    call.stream = out is not None and call.values*call.channels*itemsize_of(call) >= STREAM_FROM
+    call.stores = stores_of(call)
     scratch = scratch_bytes(call, order)
     if scratch:
         call.scratch = <char *>PyMem_Malloc(scratch)

@@ -2,6 +2,7 @@
 
 cdef extern from "platform.h":
     int cpu_has_x86_64_v3() nogil
+    int cpu_streams_slowly() nogil
     const char *compiler_name() nogil
     ctypedef unsigned int fp_mode
     fp_mode fp_default() nogil
@@ -11,6 +12,11 @@ cdef extern from "platform.h":
 def has_x86_64_v3() -> bool:
     """Whether the CPU has AVX2, FMA, BMI and the operating system saves the wide registers."""
     return cpu_has_x86_64_v3() != 0
+
+
+def streams_slowly() -> bool:
+    """Whether streaming stores of one thread are slower than ordinary ones, whatever the size."""
+    return cpu_streams_slowly() != 0
 
 
 def compiler() -> str:

@@ -1,4 +1,4 @@
-"""Which build of the kernels runs: found out once, at import, and never silently.
+"""Which build of the kernels runs, and how it writes: found out once, at import, and never silently.
 
 FASTBN_ISA forces one; a forced one that is unknown, not built or not supported here is an ImportError.
 """
@@ -42,3 +42,4 @@ def _choose(forced: str | None) -> tuple[str, str, str]:
 
 isa, _module, reason = _choose(os.environ.get("FASTBN_ISA") or None)
 kernels = importlib.import_module(_module)
+streams_slowly = _cpu.streams_slowly()

@@ -14,14 +14,16 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import LAYOUTS, WRITEABLE, broadcasts
 
 import fastbn
-from fastbn import _cpu
+from fastbn import _core, _cpu
 
 DTYPES = [np.float32, np.float64]
 
@@ -181,6 +183,69 @@ def test_builds(tmp_path):
     assert [name for name, bits in baseline["hashes"].items() if v3["hashes"][name] != bits] == []
 
 
+# ---- ways to write large results: past the cache, or not where a processor streams slowly
+
+
+@contextmanager
+def streaming(slowly):
+    """As on a machine of this kind."""
+    before = _core.set_streams_slowly(slowly)
+    try:
+        yield
+    finally:
+        _core.set_streams_slowly(before)
+
+
+# Rows long and short, some of which share lines, all large enough in half types; the last for all arrays together.
+WRITTEN = {
+    "long rows": (6, 5, 301, 301),
+    "rows of whole lines": (3, 15, 128, 448),
+    "short rows": (90, 160, 13, 13),
+    "rows of 49 values": (30, 1600, 7, 7),
+    "side by side": (60000, 45),
+    "all arrays large": (7, 12, 311, 251),
+}
+
+
+def test_written_results_are_large_enough():
+    sizes = {name: 2 * np.prod(shape) for name, shape in WRITTEN.items()}  # bytes of half types
+    assert min(sizes.values()) >= constant("STREAM_FROM")
+    assert [name for name in sizes if 2 * sizes[name] >= constant("SLOW_STREAM_FROM")] == ["all arrays large"]
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [*DTYPES, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", WRITTEN.values(), ids=WRITTEN)
+def test_ways_to_write(shape, dtype, activation):
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    gamma, beta = rng.standard_normal((2, shape[1]), np.float32)
+    act = {"activation": activation}
+
+    def all_results():
+        y, stats = fastbn.batch_norm(x, gamma, beta, **act)
+        joined = fastbn.batch_norm(x, gamma, beta, residual=residual, **act)[0]
+        back = {"gamma": gamma, "beta": beta, **act}
+        dx, dgamma, dbeta, *_ = fastbn.batch_norm_backward(dy, x, stats, **back)
+        both = fastbn.batch_norm_backward(dy, x, stats, y=joined, residual=True, **back)
+        inference = fastbn.normalize(x, stats.mean, stats.var, gamma, beta, **act)
+        with_residual = fastbn.normalize(x, stats.mean, stats.var, gamma, beta, residual=residual, **act)
+        own = x.copy()
+        fastbn.batch_norm(own, gamma, beta, out=own, **act)
+        return {
+            "y": y, "mean": stats.mean, "var": stats.var, "joined": joined, "dx": dx, "dgamma": dgamma, "dbeta": dbeta,
+            "dx behind a residual": both.dx, "dresidual": both.dresidual, "inference": inference,
+            "with a residual": with_residual, "in place": own,
+        }  # fmt: skip
+
+    with streaming(slowly=False), fastbn.num_threads(1):
+        expected = all_results()
+    assert expected["in place"].tobytes() == expected["y"].tobytes()
+    for threads in (1, 2, 5):
+        with streaming(slowly=True), fastbn.num_threads(threads):
+            assert differing(all_results(), expected) == [], f"{threads} threads"
+
+
 # ---- where buffers are, what is written to
 
 
@@ -214,6 +279,18 @@ FEW = ["contiguous", "every-second", "odd-address", "offset-16", "channels-last-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*SMALL, "large nchw", *STREAMED])
 def test_out(name, dtype):
+    with streaming(slowly=False):
+        check_out(name, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", STREAMED)
+def test_out_where_streaming_is_slow(name, dtype):
+    with streaming(slowly=True):
+        check_out(name, dtype)
+
+
+def check_out(name, dtype):
     x, dy, gamma, beta = make(name, dtype)
     expected = results(x, dy, gamma, beta)
     stats = fastbn.batch_stats(x)

@@ -166,6 +166,7 @@ BROKEN_TEXTS = {
     "a word for a number": (bn("batch_norm_param { eps: small }"), r"net.prototxt: 1:\d+"),
     "a number that is too large": (bn("include { min_level: 99999999999999999999 }"), r"net.prototxt: 1:\d+"),
     "a phase that is none": (bn("include { phase: VALIDATE }"), r"net.prototxt: 1:\d+.*VALIDATE"),
+    "an unknown escape": (bn(r'top: "\onv1"'), r"net.prototxt: .*invalid escape sequence '\\o'"),
     "a very long line": ("x" * 100_000 + " {", "net.prototxt: "),
     "NaN": (bn("batch_norm_param { eps: nan }"), "layer 'bn': eps: expected a finite number >= 0, got nan"),
     "too large a float": (bn("batch_norm_param { eps: 1e99 }"), "layer 'bn': eps: expected a finite number"),

@@ -95,6 +95,14 @@ cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
         stream_half_line(to, line)
 
 
+cdef inline void store_lanes(stored *to, const stored *line) noexcept nogil:
+    """The same by way of the cache."""
+    cdef Py_ssize_t k = 0
+    while k < LANES*<Py_ssize_t>sizeof(stored):
+        store_half_line(<char *>to + k, <const char *>line + k)
+        k += 32
+
+
 cdef inline double value_of(const stored *x) noexcept nogil:
     cdef float wide
     if stored is float or stored is double:

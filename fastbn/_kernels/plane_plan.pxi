@@ -29,7 +29,7 @@ cdef struct Plan:
     bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     Steps due_sample            # to the row that gets its results next
-    bint stream                 # write past the cache
+    bint stream                 # write whole lines, past the cache or as if
 
 
 cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
@@ -72,6 +72,11 @@ cdef inline Steps backwards(const Steps *step) noexcept nogil:
     return back
 
 
+cdef inline bint wants_lines(const Call *call, Py_ssize_t plane) noexcept nogil:
+    """Whether results are written a line at a time. Through the cache, short rows gain nothing from sums in between."""
+    return call.stores == PAST_CACHE or (call.stores == WHOLE_LINES and not (call.measure and plane < SHORT))
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
@@ -86,7 +91,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     cut_into_folds(&plan)
     plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
     channel_bytes = call.values*plan.loops.itemsize
-    plan.stream = (call.stream and plan.run == plan.plane >= SHORTEST
+    plan.stream = (wants_lines(call, plan.plane) and plan.run == plan.plane >= SHORTEST
                    and share_lines(call.out, call.dresidual))
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady

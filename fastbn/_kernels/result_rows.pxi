@@ -60,7 +60,7 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
         ask_for_values(at, i, typed, what)
         compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)
         if stream:
-            stream_results(at, i, <const stored *>line, <const stored *>g, what)
+            stream_results(at, i, <const stored *>line, <const stored *>g, True, what)
         else:
             put_line(<stored *>at.out + i, <const stored *>line, LANES)
             if reads_y(what):

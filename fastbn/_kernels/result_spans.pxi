@@ -7,6 +7,7 @@
 cdef struct Carry:
     # Past the cache go whole lines only. Rows that follow each other in memory share a line: it is written with the
     # second. Until then the end of the first is owed.
+    bint past                   # else they go by way of it after all, in whole lines: forward only
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
@@ -116,20 +117,27 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
 
 # ---- past the cache
 
-cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g,
+cdef inline void begin_carry(Carry *carry, const Call *call) noexcept nogil:
+    carry.past, carry.owed = call.stores == PAST_CACHE, 0
+
+
+cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
                                 const formula *what) noexcept nogil:
+    if is_forward(what) and not past:
+        store_lanes(<stored *>at.out + i, line)
+        return
     stream_lanes(<stored *>at.out + i, line)
     if reads_y(what):
         stream_lanes(<stored *>at.dresidual + i, g)
 
 
-cdef inline void stream_some(const Place *at, Py_ssize_t i, const Coefficients *f, const stored *typed,
+cdef inline void stream_some(const Place *at, Py_ssize_t i, const Coefficients *f, bint past, const stored *typed,
                              const formula *what) noexcept nogil:
     """The results of a line."""
     cdef stored line[LANES]
     cdef stored g[LANES]
     compute_line(at, i, <stored *>line, <stored *>g, f, 0, LANES, what)
-    stream_results(at, i, <const stored *>line, <const stored *>g, what)
+    stream_results(at, i, <const stored *>line, <const stored *>g, past, what)
 
 
 cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
@@ -177,7 +185,7 @@ cdef inline bint stands_before(Py_ssize_t k, Py_ssize_t count, const stored *typ
         return <int>k < <int>count
 
 
-cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, const Coefficients *other,
+cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, const Coefficients *other, bint past,
                                   const stored *typed, const formula *what) noexcept nogil:
     """Write the line in which a row ends and the next begins; how many values of the latter that took."""
     cdef stored first[LANES]
@@ -191,7 +199,7 @@ cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, cons
     compute_line(at, -missing, <stored *>line, <stored *>g, other, 0, LANES, what)
     for k in range(LANES):
         line[k] = first[k] if stands_before(k, missing, typed) else line[k]
-    stream_results(at, -missing, <const stored *>line, <const stored *>g, what)     # g is the same with both
+    stream_results(at, -missing, <const stored *>line, <const stored *>g, past, what)   # g is the same with both
     return LANES - missing
 
 
@@ -203,7 +211,7 @@ cdef inline Py_ssize_t stream_first(const Place *at, const Coefficients *f, Carr
     cdef Py_ssize_t missing = before(<const stored *>at.out)
     if missing > 0 and missing == carry.owed and follows(&carry.end, at, what):
         owed = coefficients(carry.f, carry.k, typed, what)
-        return share_line(at, &owed, f, typed, what)
+        return share_line(at, &owed, f, carry.past, typed, what)
     if carry.owed > 0:
         put_owed(carry, typed, what)
     if missing == 0:
@@ -231,15 +239,25 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, const stored *typ
         prefetch_lanes(<const stored *>at.y + i + CHUNK)
 
 
+cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
+                                    const stored *typed, const formula *what) noexcept nogil:
+    """The whole lines from value i of a row on; where they end."""
+    while i + LANES <= length:
+        ask_for_values(at, i, typed, what)
+        stream_some(at, i, f, past, typed, what)
+        i += LANES
+    return i
+
+
 cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
                              const stored *typed, const formula *what) noexcept nogil:
     """By whole lines past the cache."""
     cdef Coefficients own = coefficients(f, k, typed, what)
     cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
-    while i + LANES <= length:
-        ask_for_values(at, i, typed, what)
-        stream_some(at, i, &own, typed, what)
-        i += LANES
+    if carry.past or not is_forward(what):
+        i = stream_lines(at, i, length, &own, True, typed, what)
+    else:
+        i = stream_lines(at, i, length, &own, False, typed, what)
     owe(carry, at, length, length - i, f, k, typed, what)
 
 
@@ -327,6 +345,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t row, k, i, until, near = near_end(length)
     cdef int part
+    cdef bint past = carry.past
     cdef Place out = due[0], at = first[0], soon
     z.act, z.gate = own.act, about.gate
     for row in range(count):
@@ -338,7 +357,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
             while i + LANES <= until:
                 add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
                 k += LANES
-                stream_some(&out, i, &own, typed, what)
+                stream_some(&out, i, &own, past, typed, what)
                 i += LANES
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
@@ -373,7 +392,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if joined and channel > 0:
             last = coefficients(&numbers, channel - 1, typed, what)
             last.act = own.act      # that of all: compilers do not know, and would compute all of it twice
-            i = share_line(&out, &last, &own, typed, what)
+            i = share_line(&out, &last, &own, True, typed, what)
         else:
             i = stream_first(&out, &own, carry, typed, what)
         if is_forward(what) and length >= LINE_BY_LINE:
@@ -381,12 +400,12 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             while i + LANES <= length:
                 add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
                 k += LANES
-                stream_some(&out, i, &own, typed, what)
+                stream_some(&out, i, &own, True, typed, what)
                 i += LANES
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
         while i + LANES <= length:
-            stream_some(&out, i, &own, typed, what)
+            stream_some(&out, i, &own, True, typed, what)
             i += LANES
         if not joined or channel + 1 == count:
             owe(carry, &out, length, length - i, f, channel, typed, what)

@@ -41,7 +41,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
         table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
-    table.stream = (call.stream and share_lines(call.out, call.dresidual)
+    table.stream = (call.stores == PAST_CACHE and share_lines(call.out, call.dresidual)
                     and (table.flat or (table.in_place and call.channels*itemsize >= 1024)))
     table.tile_width = GATHERED_TILE
     if table.in_place:

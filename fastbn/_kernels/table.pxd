@@ -15,6 +15,11 @@ cdef enum Storage:
     FLOAT16             # half types are widened
     BFLOAT16
 
+cdef enum Stores:       # how results are written
+    BY_CACHE            # by ordinary stores, right after the sums
+    WHOLE_LINES         # a line at a time, with the sums of what follows: planes of a forward, else BY_CACHE
+    PAST_CACHE          # the same past the cache: they are too large to stay in it
+
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
@@ -104,7 +109,7 @@ cdef struct Call:
     #            or gamma*invstd*g, where the statistics are `constant`
     # measure: sums are taken first, in forward for mean and var, in backward for sum_g and sum_g_xmu.
     bint backward, constant, measure
-    bint stream             # write past the cache: the result is too large to stay in it
+    Stores stores
     int dtype
     Storage storage
     Py_ssize_t channels

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ class Source:
 def _from_text(kind: Any, source: Source) -> Any:
     from google.protobuf import text_format
 
+    text = source.content.decode("utf-8-sig", "backslashreplace")
     try:
-        return text_format.Parse(
-            source.content.decode("utf-8-sig", "backslashreplace"), kind(), allow_unknown_field=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # an unknown escape: Caffe's own parser refuses it
+            return text_format.Parse(text, kind(), allow_unknown_field=True)
     except RecursionError:
         raise ValueError(f"{source.path}: messages are nested too deeply") from None
-    except (text_format.ParseError, ValueError, OverflowError) as error:
+    except (text_format.ParseError, ValueError, OverflowError, DeprecationWarning) as error:
         raise ValueError(f"{source.path}: {_short(str(error))}") from None
 
 
