@@ -823,5 +823,9 @@ def copies(a, b, c, d):
 
 
 def put(cnp.ndarray to, cnp.ndarray values):
-    """to[...] = values, for vectors of one length and type."""
-    cnp.PyArray_CopyInto(to, values)
+    """to[...] = values, for vectors of one length."""
+    if (cnp.PyArray_ISCARRAY(to) and cnp.PyArray_TYPE(to) == cnp.PyArray_TYPE(values)
+            and cnp.PyArray_IS_C_CONTIGUOUS(values) and cnp.PyArray_SIZE(to) == cnp.PyArray_SIZE(values)):
+        memcpy(cnp.PyArray_DATA(to), cnp.PyArray_DATA(values), cnp.PyArray_NBYTES(to))
+    else:
+        cnp.PyArray_CopyInto(to, values)

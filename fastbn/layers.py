@@ -192,8 +192,9 @@ class BatchNorm:
             Where running statistics of some channels would not be finite: they stay as they were. (As an error it comes
             when `out` is written, and nothing else has changed.)
         """
-        from_batch = self._uses_batch_stats()
-        moves = from_batch and self.training
+        training, given = self.training, self.use_global_stats
+        from_batch = training or not self.track_running_stats if given is None else not given
+        moves = from_batch and training
         if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
             x = self._checked_input(x, from_batch)
         momentum = self.momentum
@@ -219,7 +220,10 @@ class BatchNorm:
                 if out is not None:  # where a warning is an error: what was saved may have been overwritten
                     self._saved = None
                 count, mean, var = stats
-                self._move_running_stats(to, mean, var, count / (count - 1), momentum, None)
+                correction = count / (count - 1)
+                odd = _core.move_running(to, mean, var, correction, momentum, None, False)
+                if odd is not None:
+                    self._move_the_others(odd, (to, mean, var, correction, momentum, None))
             vectors = _core.copies(gamma, beta, None, None)
         else:
             mean, var = self._running_mean, self._running_var
@@ -291,11 +295,6 @@ class BatchNorm:
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
 
-    def _uses_batch_stats(self) -> bool:
-        if self.use_global_stats is not None:
-            return not self.use_global_stats
-        return self.training or not self.track_running_stats
-
     def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
@@ -316,23 +315,16 @@ class BatchNorm:
 
     # ---- running statistics
 
-    def _move_running_stats(
-        self, to: Any, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None, batches: int | None
-    ) -> None:
-        """Move the running statistics, as `_core.move_running` says.
-
-        First warn of channels where they would not be finite: those stay.
-        """
-        odd = _core.move_running(to, mean, var, correction, weight, batches, False)
-        if odd is not None:
-            channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
-            warnings.warn(
-                f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
-                f"{channels}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            _core.move_running(to, mean, var, correction, weight, batches, True)
+    def _move_the_others(self, odd: list[int], moving: Any) -> None:
+        """Warn of channels whose running statistics would not be finite: they stay. Move the others."""
+        channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
+        warnings.warn(
+            f"running statistics stay as they were in channels with values that are not finite in {self.dtype}: "
+            f"{channels}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        _core.move_running(*moving, True)
 
     def _check_writeable(self, *attributes: str) -> None:
         """Before the first byte: a layer read from a read-only buffer must not change by half."""
@@ -369,7 +361,9 @@ class BatchNorm:
         if population.count < 2:
             raise ValueError(f"batches: expected 2 or more values per channel, got {population.count}")
         to = self._running_mean, self._running_var, self._num_batches_tracked
-        self._move_running_stats(to, population.mean, population.unbiased_var, 1.0, 1.0, len(stats))
+        moving = to, population.mean, population.unbiased_var, 1.0, 1.0, len(stats)
+        if (odd := _core.move_running(*moving, False)) is not None:
+            self._move_the_others(odd, moving)
 
     # ---- modes, parameters, state
 
