@@ -223,7 +223,7 @@ class BatchNorm:
                 correction = count / (count - 1)
                 odd = _core.move_running(to, mean, var, correction, momentum, None, False)
                 if odd is not None:
-                    self._move_the_others(odd, (to, mean, var, correction, momentum, None))
+                    self._move_the_others(odd, to, mean, var, correction, momentum, None)
             vectors = _core.copies(gamma, beta, None, None)
         else:
             mean, var = self._running_mean, self._running_var
@@ -315,7 +315,10 @@ class BatchNorm:
 
     # ---- running statistics
 
-    def _move_the_others(self, odd: list[int], moving: Any) -> None:
+    def _move_the_others(
+        self, odd: list[int], to: Any, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None,
+        batches: int | None,
+    ) -> None:  # fmt: skip
         """Warn of channels whose running statistics would not be finite: they stay. Move the others."""
         channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
         warnings.warn(
@@ -324,7 +327,7 @@ class BatchNorm:
             RuntimeWarning,
             stacklevel=3,
         )
-        _core.move_running(*moving, True)
+        _core.move_running(to, mean, var, correction, weight, batches, True)
 
     def _check_writeable(self, *attributes: str) -> None:
         """Before the first byte: a layer read from a read-only buffer must not change by half."""
@@ -360,10 +363,11 @@ class BatchNorm:
         population = functional.population_stats(stats, method=method)
         if population.count < 2:
             raise ValueError(f"batches: expected 2 or more values per channel, got {population.count}")
-        to = self._running_mean, self._running_var, self._num_batches_tracked
-        moving = to, population.mean, population.unbiased_var, 1.0, 1.0, len(stats)
-        if (odd := _core.move_running(*moving, False)) is not None:
-            self._move_the_others(odd, moving)
+        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
+        mean, var = population.mean, population.unbiased_var
+        odd = _core.move_running(to, mean, var, 1.0, 1.0, len(stats), False)
+        if odd is not None:
+            self._move_the_others(odd, to, mean, var, 1.0, 1.0, len(stats))
 
     # ---- modes, parameters, state
 
