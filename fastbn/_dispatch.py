@@ -1,4 +1,4 @@
-"""Which build of the kernels runs, and how it writes: found out once, at import, and never silently.
+"""Which build of the kernels runs: found out once, at import, and never silently. And what the CPU is slow at.
 
 FASTBN_ISA forces one; a forced one that is unknown, not built or not supported here is an ImportError.
 """

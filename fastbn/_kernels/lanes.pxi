@@ -96,7 +96,7 @@ cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
 
 
 cdef inline void store_lanes(stored *to, const stored *line) noexcept nogil:
-    """The same by way of the cache."""
+    """The same by way of the cache. (put_line() keeps to an order that only lines across two cache lines need.)"""
     cdef Py_ssize_t k = 0
     while k < LANES*<Py_ssize_t>sizeof(stored):
         store_half_line(<char *>to + k, <const char *>line + k)

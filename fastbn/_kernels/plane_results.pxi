@@ -6,7 +6,7 @@ cdef struct Due:
     const Plan *plan
     Py_ssize_t c, count
     Numbers numbers
-    Carry *carry                # results on their way past the cache; NULL: they do not go there
+    Carry *carry                # results that are written by whole lines; NULL: they are not
 
 
 # ---- values that must be gathered

@@ -23,8 +23,8 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
     """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
 
-    Not where nothing goes past the cache: results are then sooner there right after the sums. Without `measure` they
-    are all there is.
+    Only where results are written by whole lines: else they are sooner there right after the sums. Without `measure`
+    they are all there is.
     """
     cdef const Call *call = plan.call
     cdef double memory[2][NUMBERS*TOGETHER]

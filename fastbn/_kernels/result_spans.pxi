@@ -251,7 +251,7 @@ cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t le
 
 cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
                              const stored *typed, const formula *what) noexcept nogil:
-    """By whole lines past the cache."""
+    """By whole lines, past the cache or as if."""
     cdef Coefficients own = coefficients(f, k, typed, what)
     cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
     if carry.past or not is_forward(what):
@@ -336,16 +336,30 @@ cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, P
         add_some(at, ahead, i, length, center, f, typed, <const Deviations *>NULL, s, t)
 
 
+cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t until, const Coefficients *own,
+                                   const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
+                                   const Coefficients *z, bint past, const stored *typed, const formula *what,
+                                   lanes_t *s, lanes_t *t) noexcept nogil:
+    """Whole lines of results, from value i of one row on, each with the sums of as many values, from k of the other on;
+    where they end.
+    """
+    while i + LANES <= until:
+        add_beside(at, soon, k, 0, center, z, typed, what, s, t)
+        k += LANES
+        stream_some(out, i, own, past, typed, what)
+        i += LANES
+    return i
+
+
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                            const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
                            const Steps *next_step, const Center *about, Lanes *lanes, const stored *typed,
                            const formula *what) noexcept nogil:
-    """The results of `count` rows of one channel, the sums of as many of another. Whole lines past the cache, only."""
+    """The results of `count` rows of one channel, the sums of as many of another: by whole lines, only."""
     cdef Coefficients own = coefficients(f, 0, typed, what), z
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
-    cdef Py_ssize_t row, k, i, until, near = near_end(length)
+    cdef Py_ssize_t row, k, i, start, until, near = near_end(length)
     cdef int part
-    cdef bint past = carry.past
     cdef Place out = due[0], at = first[0], soon
     z.act, z.gate = own.act, about.gate
     for row in range(count):
@@ -354,11 +368,12 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         for part in range(0 if near > 0 else 1, 2):
             until = length if part else near + i
             soon = ahead_of(&at, ahead, length, near, part, typed)
-            while i + LANES <= until:
-                add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
-                k += LANES
-                stream_some(&out, i, &own, past, typed, what)
-                i += LANES
+            start = i
+            if carry.past or not is_forward(what):
+                i = sweep_lines(&out, i, until, &own, &at, &soon, k, center, &z, True, typed, what, &s, &t)
+            else:
+                i = sweep_lines(&out, i, until, &own, &at, &soon, k, center, &z, False, typed, what, &s, &t)
+            k += i - start
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
             add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
