@@ -7,7 +7,8 @@ or finds out what is wrong and raises the error; nothing has been written by the
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN, isfinite
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -22,7 +23,12 @@ cdef extern from "platform.h":
     void openmp_pause() nogil
     int openmp_max_threads() nogil
     int openmp_kind() nogil
+    void *exchange(void **place, void *memory) nogil
+    bint lend(void *memory, size_t bytes) nogil
     const char *FASTBN_BUILD
+
+cdef extern from "numpy/arrayobject.h":
+    PyObject *PyDataMem_DefaultHandler
 
 cdef extern from *:
     """
@@ -34,6 +40,73 @@ cdef extern from *:
 cnp.import_array()
 
 cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table, "fastbn.Kernels")
+
+
+# ---- memory of large results
+#
+# glibc gives what is freed above 32 MiB back to the system, and the next result is new memory, which the system clears
+# first: that takes about as long as a pass. So of such results the memory of the one that was freed last is kept for
+# the next of the same size. The system may have it meanwhile, and a large result of another size gives it back first:
+# at their peak results take no more than without that.
+
+cdef size_t KEPT_FROM = 32 << 20    # bytes
+cdef void *KEPT = NULL              # it begins with its size
+cdef cnp.PyDataMem_Handler HANDLER  # how NumPy gets memory for large results
+cdef cnp.PyDataMemAllocator NUMPYS  # how it gets all other
+
+
+cdef void give_back(void *kept) noexcept:
+    if kept != NULL:
+        NUMPYS.free(NUMPYS.ctx, kept, (<size_t *>kept)[0])
+
+
+cdef void *get_memory(void *ctx, size_t bytes) noexcept:
+    cdef void *kept
+    if bytes >= KEPT_FROM:
+        kept = exchange(&KEPT, NULL)
+        if kept != NULL and (<size_t *>kept)[0] == bytes:
+            return kept
+        give_back(kept)
+    return NUMPYS.malloc(NUMPYS.ctx, bytes)
+
+
+cdef void free_memory(void *ctx, void *memory, size_t bytes) noexcept:
+    if bytes >= KEPT_FROM and lend(memory, bytes):
+        (<size_t *>memory)[0] = bytes
+        give_back(exchange(&KEPT, memory))
+    else:
+        NUMPYS.free(NUMPYS.ctx, memory, bytes)
+
+
+cdef object make_handler():
+    cdef cnp.PyDataMem_Handler *numpys = <cnp.PyDataMem_Handler *>PyCapsule_GetPointer(
+        NUMPYS_HANDLER, "mem_handler")
+    global NUMPYS, HANDLER
+    NUMPYS = numpys.allocator
+    HANDLER = numpys[0]     # (realloc and calloc as NumPy has them)
+    memcpy(HANDLER.name, b"fastbn", 7)
+    HANDLER.allocator.malloc, HANDLER.allocator.free = get_memory, free_memory
+    return PyCapsule_New(&HANDLER, "mem_handler", NULL)
+
+
+cdef object NUMPYS_HANDLER = <object>PyDataMem_DefaultHandler
+cdef object RESULT_HANDLER = make_handler()
+
+
+cdef cnp.ndarray result_like(cnp.ndarray x):
+    """A fresh array like x. Memory is had as a user has told NumPy to, if any has."""
+    if cnp.PyArray_NBYTES(x) < <Py_ssize_t>KEPT_FROM or cnp.PyDataMem_GetHandler() is not NUMPYS_HANDLER:
+        return fastbn_like(x)
+    cnp.PyDataMem_SetHandler(RESULT_HANDLER)
+    try:
+        return fastbn_like(x)
+    finally:
+        cnp.PyDataMem_SetHandler(NUMPYS_HANDLER)
+
+
+def forget_result():
+    """Give the memory back that is kept. (It counts as this process's until the system takes it.)"""
+    give_back(exchange(&KEPT, NULL))
 
 
 # ---- threads: the numbers that _threads.py decides on
@@ -301,7 +374,7 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple names, tuple inputs
     It may be the same memory as one of the first `arrays` inputs; of all others, vectors or None, it must be apart.
     """
     if out is None:
-        return fastbn_like(x)
+        return result_like(x)
     if not (cnp.PyArray_CheckExact(out) and plain_result(out, x)):
         _explain.check_out(out, x)
     if cnp.PyArray_SIZE(out) == 0:

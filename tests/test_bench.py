@@ -267,6 +267,9 @@ def test_memory_of_a_call_is_its_peak():
     assert memory.peak_of(lambda: np.add(x, 1, out=x)) < 1 << 20
     assert memory.peak_of(lambda: x + 1) == pytest.approx(x.nbytes, rel=0.1)
     assert memory.peak_of(lambda: (x + 1) * (x + 2)) == pytest.approx(2 * x.nbytes, rel=0.1)
+    rows = x.reshape(-1, 64)
+    for _ in range(2):  # the second time fastbn would have memory for its result
+        assert memory.peak_of(lambda: fastbn.batch_norm(rows)) == pytest.approx(x.nbytes, rel=0.1)
 
 
 # ---- the floor

@@ -1,13 +1,17 @@
 """Peak memory of a process, as the kernel counts it: the arrays and next to nothing more."""
 
+import ctypes
 import functools
+import mmap
 import subprocess
 import sys
 import tempfile
+import threading
 import tracemalloc
 
 import numpy as np
 import pytest
+from numpy._core.multiarray import get_handler_name
 
 import fastbn
 from fastbn import reference
@@ -83,3 +87,172 @@ def test_many_channels(shape, dtype):
     with fastbn.num_threads(3):
         for name, a in backward()._asdict().items():
             assert a is None or a.tobytes() == getattr(found, name).tobytes(), name
+
+
+# ---- memory of large results: that of the last one that was freed is kept, lent to the system, for the next
+
+LARGE = (2, 4, 1500, 1500)  # 72 MB
+SIZE = 4 * 2 * 4 * 1500**2
+
+
+def system_lends():
+    """Whether the system knows what it is to have memory until it is written again."""
+    try:
+        mmap.mmap(-1, 1 << 22, flags=mmap.MAP_PRIVATE).madvise(mmap.MADV_FREE)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+lending = pytest.mark.skipif(not system_lends(), reason="results are kept only where the system may have their memory")
+
+
+def large(seed=0, shape=LARGE):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def in_a_process(work):
+    """What a process prints that has x, of LARGE, and `status(name)`, in bytes, of what Linux counts."""
+    before = f"""
+import numpy as np, fastbn
+def status(name, file="status"):
+    return 1024*int(next(line.split()[1] for line in open("/proc/self/" + file) if line.startswith(name)))
+x = np.ones({LARGE}, np.float32)
+x[0] = 2
+"""
+    command = [sys.executable, "-c", before + work]
+    found = subprocess.run(command, cwd=tempfile.gettempdir(), check=True, capture_output=True).stdout
+    return [int(line) for line in found.split()]
+
+
+@lending
+def test_memory_of_a_freed_result_is_used_again():
+    """By any call that makes a result of the same size; what stands in it is the same as ever."""
+    x, dy = large(), large(1)
+    expected, stats = fastbn.batch_norm(x, out=np.empty_like(x))
+    expected_dx = fastbn.batch_norm_backward(dy, x, stats, out=np.empty_like(x)).dx
+    y, _ = fastbn.batch_norm(x)
+    place = y.ctypes.data
+    np.testing.assert_array_equal(y, expected)
+    del y
+    dx = fastbn.batch_norm_backward(dy, x, stats).dx
+    assert dx.ctypes.data == place
+    np.testing.assert_array_equal(dx, expected_dx)
+    view = dx[1:, ::2]
+    del dx
+    y, _ = fastbn.batch_norm(x)  # a view still holds the memory
+    assert abs(y.ctypes.data - place) >= SIZE
+    np.testing.assert_array_equal(view, expected_dx[1:, ::2])
+    np.testing.assert_array_equal(y, expected)
+
+
+@lending
+def test_kept_memory_is_the_systems_for_the_asking():
+    kept, lent = in_a_process("""
+y, _ = fastbn.batch_norm(x)
+del y
+print(status("Rss", "smaps_rollup"), status("LazyFree", "smaps_rollup"))
+""")
+    assert kept > 2 * SIZE
+    assert SIZE - (8 << 20) < lent <= SIZE
+
+
+@lending
+def test_kept_memory_adds_nothing_to_a_peak():
+    """A result of another size gives back what is kept; forget_result() does, too."""
+    arrays, peak, after, forgotten = in_a_process("""
+before = status("VmRSS")
+y, _ = fastbn.batch_norm(x)
+del y
+other = x[:1].copy()
+y, _ = fastbn.batch_norm(other)
+print(before, status("VmHWM"), status("VmRSS"))
+del y, other
+y, _ = fastbn.batch_norm(x)
+del y
+fastbn._core.forget_result()
+print(status("VmRSS"))
+""")
+    assert peak < arrays + SIZE + SIZE // 2 + (4 << 20)  # before it is given back, half of it stands in `other`
+    assert after < arrays + SIZE + (4 << 20)
+    assert forgotten < arrays + (4 << 20)
+
+
+@lending
+def test_a_kept_result_is_an_array_like_any_other():
+    x = large()
+    y, _ = fastbn.batch_norm(x)
+    assert get_handler_name(y) == "fastbn"
+    assert get_handler_name() == get_handler_name(y.copy()) == "default_allocator"
+    assert y.flags.owndata
+    assert y.base is None
+    first = y.ravel()[:7].copy()
+    y.resize(7, refcheck=False)
+    np.testing.assert_array_equal(y, first)
+    y.resize(9_000_000, refcheck=False)  # large again, and freed so
+    np.testing.assert_array_equal(y[:7], first)
+    assert not y[7:].any()
+    del y
+    z = fastbn.normalize(x, np.zeros(4), np.ones(4))
+    np.testing.assert_allclose(z, x / np.float32(np.sqrt(1 + 1e-5)), rtol=1e-6)
+
+
+def numpys_handlers():
+    """NumPy's own handler of memory, and its function that chooses one."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    table = ctypes.cast(pointer(np._core._multiarray_umath._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
+    choose = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(table[304])
+    default = ctypes.cast(table[306], ctypes.POINTER(ctypes.py_object))[0]
+    return pointer(default, b"mem_handler"), choose
+
+
+def test_memory_is_had_as_a_user_has_told_numpy_to():
+    default, choose = numpys_handlers()
+    own = ctypes.create_string_buffer(ctypes.string_at(default, 128 + 5 * 8))
+    own[:7] = b"a user\0"
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.argtypes, capsule.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p], ctypes.py_object
+    before = choose(capsule(ctypes.addressof(own), b"mem_handler", None))
+    try:
+        y, _ = fastbn.batch_norm(large())
+        assert get_handler_name(y) == get_handler_name() == "a user"
+        del y
+    finally:
+        choose(before)
+    assert get_handler_name() == "default_allocator"
+
+
+def test_no_memory_for_a_result():
+    """MemoryError, and NumPy is as it was."""
+    (found,) = in_a_process("""
+import resource
+from numpy._core.multiarray import get_handler_name
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + (20 << 20),)*2)
+try:
+    fastbn.batch_norm(x)
+except MemoryError:
+    print(int(get_handler_name() == "default_allocator"))
+""")
+    assert found == 1
+
+
+def test_kept_memory_and_threads():
+    """No two results that live have the same memory, whoever frees and asks."""
+    inputs = [large(k, (1, 2, 2100, 2100)) for k in range(3)]
+    expected = [fastbn.batch_norm(x, out=np.empty_like(x))[0] for x in inputs]
+    wrong = []
+
+    def work(k):
+        for _ in range(6):
+            y, _ = fastbn.batch_norm(inputs[k])
+            if not np.array_equal(y, expected[k]):
+                wrong.append(k)
+            del y
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -2,7 +2,7 @@
 
 =================== ===================================================================================
 table.pxd           what a call hands to a kernel, and the table of functions that one build exports
-platform.h          what C loops cannot say: floating-point mode, streaming stores, fork, the CPU
+platform.h          what C loops cannot say: floating-point mode, streaming stores, memory, fork, the CPU
 half.h              float16 and bfloat16, to float32 and back
 lanes.h             the partial sums of a reduction: 16 float64 in as many registers as it takes
 team.pxi            the one place for threads: a range of work items cut into one part per thread

@@ -1,6 +1,8 @@
-/* What neither C loops nor Cython can say: the floating-point mode of a thread, and OpenMP's pool around a fork. */
+/* What neither C loops nor Cython can say: the floating-point mode of a thread, stores past the cache, memory lent to the
+   system, OpenMP's pool around a fork, and the CPU. */
 #ifndef FASTBN_PLATFORM_H
 #define FASTBN_PLATFORM_H
+#include <stdint.h>
 #include <string.h>
 
 /* Kernels run with rounding to nearest and subnormal numbers kept, whatever another library has set on this
@@ -115,6 +117,33 @@ static inline void store_line(void *to, const void *line) { memcpy(to, line, 64)
 #else
 #define prefetch_line(address) ((void)(address))
 #endif
+
+/* What stood in *place; now `memory` does. No other thread gets the same. */
+static inline void *exchange(void **place, void *memory) {
+#if defined(__GNUC__)
+    return __atomic_exchange_n(place, memory, __ATOMIC_ACQ_REL);
+#else       /* lend() refuses before anything is put anywhere */
+    void *before = *place;
+    *place = memory;
+    return before;
+#endif
+}
+
+/* Let the system have memory whose values no one needs, all but its first bytes, until it is written again: only then,
+   and only if other memory was short, does it come as new. 0 where the system does not know that. */
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+static inline int lend(void *memory, size_t bytes) {
+#if defined(MADV_FREE) && defined(__GNUC__)
+    uintptr_t huge = (uintptr_t)1 << 21, begin = (uintptr_t)memory / huge * huge + huge;
+    uintptr_t end = ((uintptr_t)memory + bytes) / huge * huge;      /* smaller parts of a huge page would break it up */
+    return begin < end && madvise((void *)begin, end - begin, MADV_FREE) == 0;
+#else
+    (void)memory, (void)bytes;
+    return 0;
+#endif
+}
 
 #ifdef _OPENMP
 #include <omp.h>

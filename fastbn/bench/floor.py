@@ -17,6 +17,11 @@ def move(x: Array, dy: Array | None, out: Array, stream: bool) -> None:
     _core.floor(x, dy, out, stream)
 
 
+def forget_result() -> None:
+    """Give back the memory that fastbn keeps of a freed result."""
+    _core.forget_result()
+
+
 def aligned(size: int, dtype: "np.dtype[Any]") -> Array:
     """Flat memory for `move`: it begins at a multiple of 64 bytes, and every page of it has been written once."""
     raw = np.empty(size + 64 // dtype.itemsize, dtype)

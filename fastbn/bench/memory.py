@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fastbn.bench.floor import forget_result
+
 PROCESS = Path("/proc/self")
 
 
@@ -12,6 +14,7 @@ def peak_of(call: Callable[[], object]) -> int | None:
     """Bytes, the result's own included; None where the system does not tell."""
     if sys.platform != "linux":
         return None
+    forget_result()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # so that what was freed before is not taken again unseen
     except AttributeError:  # not glibc
