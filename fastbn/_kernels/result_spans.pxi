@@ -94,8 +94,8 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
     if is_half(typed):      # to round one value takes as long as to round LANES
         compute_line(at, rest, <stored *>last, <stored *>last_g, &own, 0, LANES, what)
     while True:                 # (there is one: compilers then convert coefficients once)
-        if reads_y(what):       # two arrays are written: their lines are asked for
-            prefetch_lanes(<const stored *>at.out + i + CHUNK//2)
+        prefetch_lanes(<const stored *>at.out + i + CHUNK//2)
+        if reads_y(what):
             prefetch_lanes(<const stored *>at.dresidual + i + CHUNK//2)
         store_some(at, i, &own, LANES, typed, what)
         i += LANES
