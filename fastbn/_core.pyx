@@ -119,9 +119,9 @@ cdef Py_ssize_t PARALLEL_FROM = 65536
 cdef Py_ssize_t STREAM_FROM = 4 << 20
 
 # Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
-# arrays of a call. A forward is faster with them at any size, but for training with a residual or half types (1.02 to
-# 1.2 of the time past the cache), until so many threads run that memory is what they wait for: it then sees each line
-# of the result twice.
+# arrays of a call. A forward is faster with them at any size, but for training with a residual (0.97 to 1.06 of the
+# time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
+# sees each line of the result twice.
 cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
 cdef Py_ssize_t SLOW_STREAM_FROM = 24 << 20     # bytes of all arrays
 cdef int FEW_THREADS = 4
@@ -486,7 +486,7 @@ cdef inline Stores stores_of(const Call *call) noexcept:
     if not STREAMS_SLOWLY:
         return PAST_CACHE
     if not call.backward and call.threads <= FEW_THREADS:
-        if not call.measure or (call.dy == NULL and call.storage == AS_IS):
+        if not call.measure or call.dy == NULL:
             return WHOLE_LINES
     arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
     return PAST_CACHE if arrays*bytes >= SLOW_STREAM_FROM else BY_CACHE

@@ -18,6 +18,7 @@ cdef inline void floor_line(const real *x, const real *w, real *y, bint stream) 
     if stream:
         stream_lanes(y, line)
     else:
+        ask_for_place(y)
         for k in range(LANES):
             y[k] = line[k]
 

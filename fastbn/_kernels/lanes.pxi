@@ -84,6 +84,12 @@ cdef inline void prefetch_lanes(const stored *ahead) noexcept nogil:
         prefetch_line(ahead + LANES//2)
 
 
+cdef inline void ask_for_place(stored *to) noexcept nogil:
+    """Ask for the lines that will be written soon after `to`: stores that cross lines wait for one after the other, and
+    few are asked for by themselves while much else is computed."""
+    prefetch_lanes(<const stored *>to + CHUNK//4)
+
+
 cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
     """LANES values past the cache; `to` is aligned to as many bytes."""
     if stored is double:

@@ -62,8 +62,10 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
         if stream:
             stream_results(at, i, <const stored *>line, <const stored *>g, True, what)
         else:
+            ask_for_place(<stored *>at.out + i)
             put_line(<stored *>at.out + i, <const stored *>line, LANES)
             if reads_y(what):
+                ask_for_place(<stored *>at.dresidual + i)
                 put_line(<stored *>at.dresidual + i, <const stored *>g, LANES)
         i += LANES
 

@@ -94,9 +94,9 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
     if is_half(typed):      # to round one value takes as long as to round LANES
         compute_line(at, rest, <stored *>last, <stored *>last_g, &own, 0, LANES, what)
     while True:                 # (there is one: compilers then convert coefficients once)
-        prefetch_lanes(<const stored *>at.out + i + CHUNK//2)
+        ask_for_place(<stored *>at.out + i)
         if reads_y(what):
-            prefetch_lanes(<const stored *>at.dresidual + i + CHUNK//2)
+            ask_for_place(<stored *>at.dresidual + i)
         store_some(at, i, &own, LANES, typed, what)
         i += LANES
         if i > rest:
@@ -124,6 +124,7 @@ cdef inline void begin_carry(Carry *carry, const Call *call) noexcept nogil:
 cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
                                 const formula *what) noexcept nogil:
     if is_forward(what) and not past:
+        ask_for_place(<stored *>at.out + i)
         store_lanes(<stored *>at.out + i, line)
         return
     stream_lanes(<stored *>at.out + i, line)
