@@ -166,7 +166,7 @@ def measured(row: Row, rounds: int, threads: int) -> dict[str, float]:
             took, floor = p.round(p.once)
             found["over floor"].append(took / floor)
             found["ratio"].append(took / (other.seconds(other.once) if other else floor))
-            if row.over is None and row.case.what == "training" and row.case.order == "NCHW" and is_long(row.case):
+            if row.over is None and row.case.what == "training" and not row.case.kind and is_long(row.case):
                 found["over copyto"].append(took / p.seconds(partial(np.copyto, p.buffers[0].out, p.buffers[0].x)))
         if threads > 1:
             all_took, all_floor = one_round(p, threads)

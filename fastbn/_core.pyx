@@ -123,7 +123,7 @@ cdef Py_ssize_t STREAM_FROM = 4 << 20
 # time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
 # sees each line of the result twice.
 cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
-cdef Py_ssize_t SLOW_STREAM_FROM = 24 << 20     # bytes of all arrays
+cdef Py_ssize_t SLOW_STREAM_FROM = 32 << 20     # bytes of all arrays; measured with 36 MB of cache
 cdef int FEW_THREADS = 4
 
 

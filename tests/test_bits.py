@@ -203,7 +203,7 @@ WRITTEN = {
     "short rows": (90, 160, 13, 13),
     "rows of 49 values": (30, 1600, 7, 7),
     "side by side": (60000, 45),
-    "all arrays large": (7, 12, 311, 251),
+    "all arrays large": (9, 12, 311, 251),
 }
 
 
