@@ -485,9 +485,8 @@ cdef inline Stores stores_of(const Call *call) noexcept:
         return BY_CACHE
     if not STREAMS_SLOWLY:
         return PAST_CACHE
-    if not call.backward and call.threads <= FEW_THREADS:
-        if not call.measure or call.dy == NULL:
-            return WHOLE_LINES
+    if call.threads <= FEW_THREADS and not (call.backward or (call.measure and call.dy != NULL)):
+        return WHOLE_LINES
     arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
     return PAST_CACHE if arrays*bytes >= SLOW_STREAM_FROM else BY_CACHE
 

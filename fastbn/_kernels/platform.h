@@ -135,7 +135,7 @@ static inline void *exchange(void **place, void *memory) {
 #include <sys/mman.h>
 #endif
 static inline int lend(void *memory, size_t bytes) {
-#if defined(MADV_FREE) && defined(__GNUC__)
+#if defined(__linux__) && defined(MADV_FREE) && defined(__GNUC__)
     uintptr_t huge = (uintptr_t)1 << 21, begin = (uintptr_t)memory / huge * huge + huge;
     uintptr_t end = ((uintptr_t)memory + bytes) / huge * huge;      /* smaller parts of a huge page would break it up */
     return begin < end && madvise((void *)begin, end - begin, MADV_FREE) == 0;
