@@ -396,7 +396,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
     """
     cdef Coefficients own, last, z
     cdef lanes_t s, t, center
-    cdef Py_ssize_t channel, k, i
+    cdef Py_ssize_t channel, k, i, start
     cdef bint joined = are_joined(step, length, typed, what)
     cdef Place out = due[0], at = first[0], soon
     cdef Numbers numbers = f[0]     # nothing that is written changes it
@@ -413,11 +413,9 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             i = stream_first(&out, &own, carry, typed, what)
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
-            while i + LANES <= length:
-                add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
-                k += LANES
-                stream_some(&out, i, &own, True, typed, what)
-                i += LANES
+            start = i
+            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, typed, what, &s, &t)
+            k += i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
         while i + LANES <= length:
