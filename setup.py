@@ -70,7 +70,7 @@ int main(void) {
 PAUSE_CALL = "if (omp_pause_resource_all(omp_pause_soft)) return 2;"
 OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 
-V3_PROBE = 'int main(void) { return __builtin_cpu_supports("x86-64-v3") ? 0 : 0; }'
+V3_PROBE = 'int main(void) { return __builtin_cpu_supports("x86-64-v3"); }'  # compiled, never run
 
 
 def say(line: str) -> None:
@@ -87,7 +87,8 @@ class BuildExt(build_ext):
         if kind == "unix" and self.works("int main(void) { return 0; }", KEEP_LANE_LOOPS, []):
             flags += KEEP_LANE_LOOPS
         openmp, link, pause = self.openmp(kind)
-        if not self.can_build_v3(kind):
+        v3 = self.can_build_v3(kind)
+        if not v3:
             self.extensions[:] = [e for e in self.extensions if e.name != "fastbn._kernels.x86_64_v3"]
         for extension in self.extensions:
             extension.extra_compile_args = flags + openmp + KERNELS.get(extension.name, [])
@@ -95,6 +96,7 @@ class BuildExt(build_ext):
             extension.define_macros += [
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                 ("FASTBN_OMP_PAUSE", str(int(pause))),
+                ("FASTBN_V3", str(int(v3))),
                 ("FASTBN_BUILD", f'"Cython {cython_version}; flags {" ".join(flags + openmp)}"'),
             ]
         self.parallel = self.parallel or os.cpu_count()  # the kernels take a minute each

@@ -9,7 +9,8 @@ The way of a call, always in this direction::
     folding.py      a normalisation folded into the layer before it, for inference
     reference.py    the float64 definition of everything, for tests and for reading
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
-    _threads.py     what a number of threads means      cli.py, demo/, bench/  the command `fastbn`
+    _threads.py     what a number of threads means      _integers.py   what counts as an integer
+    cli.py, commands.py, demo/, bench/  the command `fastbn`
 
 What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,
 not on threads, instruction set, alignment or `out=`; nothing is written where an argument is wrong; there is no

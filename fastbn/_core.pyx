@@ -10,7 +10,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
@@ -47,7 +47,7 @@ cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table,
 # glibc gives what is freed above 32 MiB back to the system, and the next result is new memory, which the system clears
 # first: that takes about as long as a pass. So of such results the memory of the one that was freed last is kept for
 # the next of the same size. The system may have it meanwhile, and a large result of another size gives it back first:
-# at their peak results take no more than without that.
+# at their peak large results take no more than without that. (Beside smaller ones it stands until the system takes it.)
 
 cdef size_t KEPT_FROM = 32 << 20    # bytes
 cdef void *KEPT = NULL              # it begins with its size
@@ -530,6 +530,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     with nogil:
         KERNELS.run(call, order)
     PyMem_Free(call.scratch)
+    call.scratch = NULL     # a call may run more than once
     return 0
 
 
@@ -706,7 +707,8 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarr
 def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
     """y = x, or y = x + w, as fast as memory goes: what benchmarks compare with.
 
-    Contiguous arrays of one dtype, from multiples of 64 bytes on. What is left after lines of 16 values is left out.
+    Contiguous float32 or float64 arrays of one size, from multiples of 64 bytes on. What is left after lines of 16
+    values is left out.
     """
     cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
     cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
@@ -714,9 +716,11 @@ def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
     cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
     cdef cnp.ndarray a
     for a in (x, y) if w is None else (x, w, y):  # in C: a small array's copy takes less time than Python's attributes
-        if (cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or cnp.PyArray_SIZE(a) != size
+        if (not plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or cnp.PyArray_SIZE(a) != size
                 or not cnp.PyArray_IS_C_CONTIGUOUS(a) or <size_t>cnp.PyArray_BYTES(a) % 64):
-            raise ValueError("floor: expected contiguous arrays of one size and dtype, from multiples of 64 bytes on")
+            raise ValueError("floor: expected contiguous arrays of one size and dtype, float32 or float64, "
+                             "from multiples of 64 bytes on")
+    check_writeable("floor", y)
     KERNELS.floor(cnp.PyArray_BYTES(x), added, cnp.PyArray_BYTES(y), size//LANES, dtype, stream, threads)
 
 
@@ -819,30 +823,32 @@ def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction,
     cdef Py_ssize_t c
     cdef double new_mean, new_var, new_weight
     cdef bint write
+    cdef list odd = []
     cdef fp_mode before
     cdef cnp.ndarray running_mean = to[0], running_var = to[1], tracked = to[2]
     check_running(to, cnp.PyArray_DIM(mean, 0), weight)
     cdef cnp.int64_t *number_of = <cnp.int64_t *>cnp.PyArray_DATA(tracked)
-    cdef cnp.int64_t new_batches = number_of[0] + 1 if batches is None else batches
+    cdef cnp.int64_t new_batches = number_of[0] + (number_of[0] < INT64_MAX) if batches is None else batches
     new_weight = 1.0/new_batches if weight is None else weight
     before = fp_default()
-    odd = None
-    for write in (False, True):
-        for c in range(cnp.PyArray_DIM(mean, 0)):
-            new_mean = mixed(running_mean, c, doubles(mean)[c], new_weight)
-            new_var = mixed(running_var, c, doubles(var)[c]*correction, new_weight)
-            if not (isfinite(new_mean) and isfinite(new_var)):
-                if not write:
-                    odd = [c] if odd is None else odd + [c]
-            elif write:
-                put_number(running_mean, c, new_mean)
-                put_number(running_var, c, new_var)
-        if odd is not None and not finite_only:
-            break
-    else:
-        number_of[0] = new_batches
-    fp_restore(before)
-    return odd
+    try:
+        for write in (False, True):
+            for c in range(cnp.PyArray_DIM(mean, 0)):
+                new_mean = mixed(running_mean, c, doubles(mean)[c], new_weight)
+                new_var = mixed(running_var, c, doubles(var)[c]*correction, new_weight)
+                if not (isfinite(new_mean) and isfinite(new_var)):
+                    if not write:
+                        odd.append(c)
+                elif write:
+                    put_number(running_mean, c, new_mean)
+                    put_number(running_var, c, new_var)
+            if odd and not finite_only:
+                break
+        else:
+            number_of[0] = new_batches
+    finally:
+        fp_restore(before)
+    return odd or None
 
 
 # ---- what layers ask for in every call

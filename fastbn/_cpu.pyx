@@ -15,7 +15,7 @@ def has_x86_64_v3() -> bool:
 
 
 def streams_slowly() -> bool:
-    """Whether streaming stores of one thread are slower than ordinary ones, whatever the size."""
+    """Whether this is one of Intel's Xeons before Ice Lake (see platform.h)."""
     return cpu_streams_slowly() != 0
 
 

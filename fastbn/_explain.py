@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from typing import Any, NoReturn
 
 import numpy as np
 
+from fastbn._integers import as_integer
 from fastbn.statistics import BatchStats, GradientSums
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -51,16 +51,6 @@ def _check_float(name: str, array: np.ndarray, expected: str = "float32 or float
         raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
 
 
-def as_axis(axis: Any) -> int:
-    """The argument axis as an int."""
-    if isinstance(axis, (bool, np.bool_)):
-        raise TypeError("axis: expected an integer, got a bool")
-    try:
-        return operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis: expected an integer, got {type(axis).__name__}") from None
-
-
 def wrong_axis(x: np.ndarray, axis: int) -> NoReturn:
     """Say that x has no such axis, or too few of them."""
     if x.ndim < 2:
@@ -70,7 +60,7 @@ def wrong_axis(x: np.ndarray, axis: int) -> NoReturn:
 
 def checked_axis(x: np.ndarray, axis: Any) -> int:
     """The axis of the channels of x, from 0 on, once x has that axis and a channel."""
-    axis = as_axis(axis)
+    axis = as_integer("axis", axis)
     if x.ndim < 2 or not -x.ndim <= axis < x.ndim:
         wrong_axis(x, axis)
     if x.shape[axis] == 0:

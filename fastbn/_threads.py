@@ -8,11 +8,12 @@ threadpoolctl), but no more than the processors that this process may run on and
 from __future__ import annotations
 
 import math
-import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fastbn._integers import as_integer
 
 
 @contextmanager
@@ -83,6 +84,11 @@ def num_threads(n: int) -> Iterator[None]:
     n : int
         As in `set_num_threads`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in `set_num_threads`.
+
     Examples
     --------
     >>> import fastbn
@@ -99,12 +105,7 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 def _checked(n: object, name: str) -> int:
-    if isinstance(n, bool):
-        raise TypeError(f"{name}: expected an integer, got a bool")
-    try:
-        threads = operator.index(n)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {type(n).__name__}") from None
+    threads = as_integer(name, n)
     if not 1 <= threads <= 1024:
         raise ValueError(f"{name}: expected 1 to 1024 threads, got {threads}")
     return threads

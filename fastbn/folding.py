@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from fastbn import _explain
 from fastbn._cpu import DefaultMode
+from fastbn._integers import as_integer
 
 __all__ = ["fold_batch_norm"]
 
@@ -123,7 +123,7 @@ def _rounded(wide: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _checked_axis(weight: np.ndarray, axis: Any) -> int:
     """The axis of the output channels, from 0 on."""
-    axis = _explain.as_axis(axis)
+    axis = as_integer("axis", axis)
     if weight.ndim < 2:
         raise ValueError(f"weight: expected 2 or more dimensions, (O, I, ...), got shape {weight.shape}")
     if not -weight.ndim <= axis < weight.ndim:
@@ -136,12 +136,7 @@ def _checked_axis(weight: np.ndarray, axis: Any) -> int:
 
 def _checked_groups(weight: np.ndarray, axis: int, groups: Any) -> int:
     """The number of groups: one, or a divisor of axis 0, where the outputs (axis=0) or inputs (axis=1) of all stand."""
-    if isinstance(groups, (bool, np.bool_)):
-        raise TypeError("groups: expected an integer, got a bool")
-    try:
-        number = operator.index(groups)
-    except TypeError:
-        raise TypeError(f"groups: expected an integer, got {type(groups).__name__}") from None
+    number = as_integer("groups", groups)
     if number < 1:
         raise ValueError(f"groups: expected at least 1, got {number}")
     if number > 1 and axis > 1:

@@ -296,6 +296,11 @@ def backward_sums(
     sums : GradientSums
         ``(sum(dy), sum(dy*(x - mean)))``, to be added up over the parts.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in `batch_norm_backward`, but that stats.count may be that of more values than x has.
+
     Examples
     --------
     >>> import numpy as np, fastbn
@@ -361,6 +366,11 @@ def backward_apply(
     -------
     gradients : Gradients
         dx of this part; dgamma and dbeta of the whole batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `backward_sums`; TypeError where sums are neither GradientSums nor a pair.
 
     Examples
     --------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn import _core, _explain, functional
 from fastbn._cpu import DefaultMode
+from fastbn._integers import as_integer
 from fastbn.statistics import BatchStats
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -49,7 +49,10 @@ def _array(attribute: str, what: str) -> Any:
         if array is None:
             raise AttributeError(f"{attribute[1:]}: this layer has none, so nothing can be assigned to it")
         if array is not value:
-            array[...] = value
+            name, given = attribute[1:], _explain.as_any_array(attribute[1:], value)
+            new = _checked_state(name, np.broadcast_to(given, array.shape) if given.ndim == 0 else given, array)
+            _core.check_writeable(name, array)
+            array[...] = new
 
     return property(get, put, doc=what)
 
@@ -101,6 +104,12 @@ class BatchNorm:
     num_batches_tracked : ndarray of int64, shape (), or None
     training : bool
 
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected and what came. Assignments to the arrays above raise the same, before
+        anything is written.
+
     Examples
     --------
     >>> import numpy as np, fastbn
@@ -134,8 +143,8 @@ class BatchNorm:
         self.num_features = _checked_features(num_features)
         self.eps = _checked_eps(eps)
         self.momentum = _checked_momentum(momentum)
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
+        self.affine = _explain.as_flag("affine", affine)
+        self.track_running_stats = _explain.as_flag("track_running_stats", track_running_stats)
         self.axis = _checked_axis(axis)
         self.dtype = _checked_dtype(dtype)
         self.activation = activation
@@ -372,8 +381,8 @@ class BatchNorm:
     # ---- modes, parameters, state
 
     def train(self, mode: bool = True) -> BatchNorm:
-        """Switch to training (or, with False, to evaluation). Returns the layer."""
-        self.training = bool(mode)
+        """Switch to training (or, with False, to evaluation). Returns the layer. TypeError where mode is no bool."""
+        self.training = _explain.as_flag("mode", mode)
         return self
 
     def eval(self) -> BatchNorm:
@@ -477,11 +486,8 @@ class BatchNorm3d(BatchNorm):
 
 
 def _checked_features(num_features: Any) -> int:
-    try:
-        features = operator.index(num_features)
-    except TypeError:
-        raise TypeError(f"num_features: expected an integer, got {type(num_features).__name__}") from None
-    if features < 1 or isinstance(num_features, bool):
+    features = as_integer("num_features", num_features)
+    if features < 1:
         raise ValueError(f"num_features: expected at least 1, got {num_features}")
     if features > np.iinfo(np.intp).max // 8:
         raise ValueError(f"num_features: expected a number of values that memory can hold, got {num_features}")
@@ -490,7 +496,7 @@ def _checked_features(num_features: Any) -> int:
 
 def _checked_axis(axis: Any) -> int:
     """Of an x that is not known yet."""
-    axis = _explain.as_axis(axis)
+    axis = as_integer("axis", axis)
     if not -64 <= axis < 64:
         raise ValueError(f"axis: expected one that an array can have, -64 to 63, got {axis}")
     return axis
@@ -543,7 +549,7 @@ def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:
 
 
 def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
-    """A value of a state dict, ready to be copied into `like`."""
+    """A value for one of a layer's arrays, ready to be copied into it."""
     given = _explain.as_any_array(key, value)
     if given.shape != like.shape:
         raise ValueError(f"{key}: expected shape {like.shape}, got {given.shape}")

@@ -5,22 +5,17 @@ The merge is that of Chan, Golub and LeVeque (1979), in float64 around the mean 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbn._cpu import DefaultMode
+from fastbn._integers import as_integer
 
 
 def _as_count(count: Any) -> int:
-    if isinstance(count, (bool, np.bool_)):
-        raise TypeError("count: expected an integer, got a bool")
-    try:
-        count = operator.index(count)
-    except TypeError:
-        raise TypeError(f"count: expected an integer, got {type(count).__name__}") from None
+    count = as_integer("count", count)
     if not 0 <= count < 2**63:
         raise ValueError(f"count: expected a number >= 0 and below 2**63, got {count}")
     return count
@@ -93,6 +88,11 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
     mean, var : array_like, shape (C,)
         Mean and *biased* variance (divided by count). Kept as read-only float64 copies.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Where count is not an integer from 0 to 2**63 - 1, or mean and var are not two vectors of one length.
+
     Examples
     --------
     >>> import fastbn
@@ -139,7 +139,16 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         Parameters
         ----------
         *others : BatchStats
-            With the same number of channels, else ValueError. A count of 0 adds nothing.
+            A count of 0 adds nothing.
+
+        Returns
+        -------
+        stats : BatchStats
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where another is not a BatchStats, or has another number of channels.
         """
         for other in others:
             if not isinstance(other, BatchStats):
@@ -173,6 +182,11 @@ class GradientSums(_Vectors, _GradientSums):  # type: ignore[misc]
     ----------
     sum_dy, sum_dy_xmu : array_like, shape (C,)
         Kept as read-only float64 copies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where they are not two vectors of one length.
 
     Examples
     --------

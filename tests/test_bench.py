@@ -293,8 +293,15 @@ def test_the_floor_takes_whole_lines_only():
     x = floor.aligned(64, np.dtype("float32"))
     with pytest.raises(ValueError, match="multiples of 64 bytes"):
         floor.move(x[1:], None, x[:-1], True)
-    with pytest.raises(ValueError, match="one size and dtype"):
-        floor.move(x, None, x.astype("float64"), True)
+    for y in (x.astype("float64"), x[:-16]):
+        with pytest.raises(ValueError, match="one size and dtype"):
+            floor.move(x, None, y, True)
+    for dtype in ("float16", "int32", "int8"):
+        with pytest.raises(ValueError, match="float32 or float64"):
+            floor.move(x.astype(dtype), None, x.astype(dtype), True)
+    x.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        floor.move(x, None, x, True)
 
 
 # ---- measuring

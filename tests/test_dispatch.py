@@ -14,7 +14,7 @@ import numpy
 import pytest
 
 import fastbn
-from fastbn import _cpu, _dispatch
+from fastbn import _core, _cpu, _dispatch
 
 NAMES = {"baseline": "fastbn._kernels.baseline", "x86-64-v3": "fastbn._kernels.x86_64_v3"}
 needs_v3 = pytest.mark.skipif(not _cpu.has_x86_64_v3(), reason="this CPU or operating system does not run x86-64-v3")
@@ -71,6 +71,16 @@ def test_the_cpu_is_asked():
     else:
         needed = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
         assert _cpu.has_x86_64_v3() == (needed <= set(flags.group(1).split()))
+
+
+def test_older_xeons_stream_slowly():
+    """Family 6, model 85, of Intel's: Skylake-SP, Cascade Lake, Cooper Lake."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    told = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    assert _cpu.streams_slowly() == (told == {"vendor_id": "GenuineIntel", "cpu family": "6", "model": "85"})
+    assert _core.set_streams_slowly(False) == _cpu.streams_slowly()
+    assert _core.set_streams_slowly(_cpu.streams_slowly()) is False
 
 
 # ---- other machines than this one, by way of the table

@@ -65,11 +65,12 @@ def test_functions_have_parameters_returns_and_an_example(name):
     no_result = name in ("set_num_threads", "num_threads", "show_config")
     short = name == "get_num_threads"  # the first line says what it returns
     assert ("Returns" in found) != (no_result or short)
+    assert ("Raises" in found) == bool(parameters(name))  # all check their arguments
 
 
 @pytest.mark.parametrize("name", ["BatchNorm", "BatchStats", "GradientSums"])
-def test_classes_have_parameters_and_an_example(name):
-    assert {"Parameters", "Examples"} <= sections(name)
+def test_classes_have_parameters_errors_and_an_example(name):
+    assert {"Parameters", "Raises", "Examples"} <= sections(name)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "BatchNorm", "BatchStats", "GradientSums", *METHODS])
@@ -92,5 +93,5 @@ def test_reference_is_one_formula_a_line(name):
 
 
 def test_every_module_says_what_it_is():
-    for module in [*MODULES, reference, fastbn._explain, fastbn._dispatch, fastbn._core, fastbn._cpu]:
+    for module in [*MODULES, reference, fastbn._explain, fastbn._integers, fastbn._dispatch, fastbn._core, fastbn._cpu]:
         assert len(module.__doc__.splitlines()[0]) > 20, module.__name__

@@ -652,6 +652,33 @@ def test_arrays_are_the_same_objects_for_life():
     assert arrays["num_batches_tracked"] == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("gamma", [1, 2], ValueError, r"^gamma: expected shape \(3,\), got \(2,\)"),
+        ("beta", np.ma.masked_array([1.0, 2, 3], [0, 1, 0]), TypeError, "^beta: .*masked array"),
+        ("gamma", [1j, 2, 3], TypeError, "^gamma: expected float32, got complex128"),
+        ("dgamma", [1e300, 2, 3], ValueError, "^dgamma: expected values in the range of float32"),
+        ("running_mean", np.nan, ValueError, "^running_mean: expected finite values"),
+        ("running_var", [1, 2, -3], ValueError, "^running_var: expected values >= 0, got -3"),
+        ("num_batches_tracked", -1, ValueError, "^num_batches_tracked: expected values >= 0"),
+    ],
+)
+def test_wrong_assignment(name, value, error, message):
+    bn = fastbn.BatchNorm(3)
+    before = getattr(bn, name).copy()
+    with pytest.raises(error, match=message):
+        setattr(bn, name, value)
+    np.testing.assert_array_equal(getattr(bn, name), before)
+
+
+def test_assignment_to_a_read_only_array():
+    bn = fastbn.BatchNorm(3)
+    bn.gamma.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^gamma: .*read-only"):
+        bn.gamma = 2
+
+
 def test_assignment_copies():
     bn = fastbn.BatchNorm(3)
     mine = np.array([1.0, 2.0, 3.0], np.float32)

@@ -161,6 +161,28 @@ print(status("Rss", "smaps_rollup"), status("LazyFree", "smaps_rollup"))
 
 
 @lending
+def test_the_system_may_take_kept_memory():
+    """Asked to page it out, it drops what was lent; the same memory then takes the next result."""
+    taken, left, same, right = in_a_process("""
+import ctypes, mmap
+y, _ = fastbn.batch_norm(x)
+expected, place, size = y.copy(), y.ctypes.data, y.nbytes
+del y
+page = mmap.PAGESIZE
+begin, end = place//page*page, -(-(place + size)//page)*page  # with what stands before and behind
+before = status("Rss", "smaps_rollup")
+ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), 21)  # MADV_PAGEOUT
+print(before - status("Rss", "smaps_rollup"), status("LazyFree", "smaps_rollup"))
+y, _ = fastbn.batch_norm(x)
+print(int(y.ctypes.data == place), int(np.array_equal(y, expected)))
+""")
+    assert (same, right) == (1, 1)
+    if left > 0:
+        pytest.skip("this system does not page out on demand")
+    assert taken > SIZE - (8 << 20)
+
+
+@lending
 def test_kept_memory_adds_nothing_to_a_peak():
     """A result of another size gives back what is kept; forget_result() does, too."""
     arrays, peak, after, forgotten = in_a_process("""
@@ -242,7 +264,9 @@ except MemoryError:
 
 
 def test_kept_memory_and_threads():
-    """No two results that live have the same memory, whoever frees and asks."""
+    """No two results that live have the same memory, whoever frees and asks. (Only where there is no GIL is memory had
+    and freed by two threads at once.)
+    """
     inputs = [large(k, (1, 2, 2100, 2100)) for k in range(3)]
     expected = [fastbn.batch_norm(x, out=np.empty_like(x))[0] for x in inputs]
     wrong = []

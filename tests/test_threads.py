@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -180,6 +182,25 @@ WAITS = "import os, fastbn; print({k: v for k, v in os.environ.items() if k in (
 )
 def test_environment_stays_as_it_was(given, tmp_path):
     assert printed(WAITS, tmp_path, **given) == str(given)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(("flags", "expected"), [([], "0 1"), (["-fopenmp"], "[12] 3")], ids=["serial", "OpenMP"])
+def test_a_build_with_and_without_openmp(flags, expected, tmp_path):
+    """What either has for OpenMP's answers: the kind of build and its most threads."""
+    source, program = tmp_path / "openmp.c", tmp_path / "openmp"
+    source.write_text("""
+#include <stdio.h>
+#include "platform.h"
+int main(void) { openmp_pause(); printf("%d %d", openmp_kind(), openmp_max_threads()); return 0; }
+""")
+    kernels = Path(__file__).parents[1] / "fastbn/_kernels"
+    built = subprocess.run(["cc", f"-I{kernels}", str(source), "-o", str(program), *flags], check=False)
+    if built.returncode != 0 and flags:
+        pytest.skip("this compiler has no OpenMP")
+    assert built.returncode == 0
+    told = subprocess.run([program], env={"OMP_NUM_THREADS": "3"}, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(expected, told)
 
 
 @needs_openmp

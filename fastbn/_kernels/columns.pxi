@@ -33,7 +33,7 @@ ctypedef fused held:
     column_values
 
 
-ctypedef fused held_gate:
+ctypedef fused held_gate:   # apart: where columns have gates, factors may still be the same for all
     double
     column_values
 

@@ -21,7 +21,7 @@ cdef struct Plan:
     Py_ssize_t piece            # values that are gathered at once; else a whole fold
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
-    Py_ssize_t group            # channels that go side by side: one, where long rows go past the cache
+    Py_ssize_t group            # channels that go side by side: one, where long rows are written by whole lines
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
     Py_ssize_t in_one_go        # of them are summed by one call
     bint last_first             # results are taken from the last row to the first

@@ -129,7 +129,7 @@ static inline void *exchange(void **place, void *memory) {
 #endif
 }
 
-/* Let the system have memory whose values no one needs, all but its first bytes, until it is written again: only then,
+/* Let the system have memory whose values no one needs, all but its two ends, until it is written again: only then,
    and only if other memory was short, does it come as new. 0 where the system does not know that. */
 #ifdef __linux__
 #include <sys/mman.h>
@@ -187,15 +187,15 @@ static inline const char *compiler_name(void) {
 #endif
 }
 
-/* Whether CPU and operating system can run the x86-64-v3 build: libgcc and compiler-rt ask CPUID and XGETBV. */
+/* Whether CPU and operating system can run the x86-64-v3 build, if there is one (setup.py has asked the compiler):
+   libgcc and compiler-rt ask CPUID and XGETBV. */
 static inline int cpu_has_x86_64_v3(void) {
-#if (defined(__x86_64__)) && defined(__GNUC__) && !defined(_MSC_VER)
-#if defined(__clang__) || __GNUC__ >= 12
+#if FASTBN_V3
     __builtin_cpu_init();
-    return __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
-#endif
-#endif
+    return __builtin_cpu_supports("x86-64-v3") != 0;
+#else
     return 0;
+#endif
 }
 
 /* Whether the CPU is of a kind whose processors wait long for each line they stream: Intel's Xeons before Ice Lake. (A

@@ -5,9 +5,9 @@
 
 
 cdef struct Carry:
-    # Past the cache go whole lines only. Rows that follow each other in memory share a line: it is written with the
-    # second. Until then the end of the first is owed.
-    bint past                   # else they go by way of it after all, in whole lines: forward only
+    # Whole lines only are written so, past the cache. Rows that follow each other in memory share a line: it is written
+    # with the second. Until then the end of the first is owed.
+    bint past                   # else they go by way of it after all: forward only
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
@@ -115,7 +115,7 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
         store_rest(at, i, length, &own, typed, what)
 
 
-# ---- past the cache
+# ---- by whole lines, past the cache or as if
 
 cdef inline void begin_carry(Carry *carry, const Call *call) noexcept nogil:
     carry.past, carry.owed = call.stores == PAST_CACHE, 0
@@ -277,8 +277,8 @@ cdef void store_any(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssi
 cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                            const Numbers *f, Py_ssize_t k, Carry *carry, const stored *typed,
                            const formula *what) noexcept nogil:
-    """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they go past the cache, and after the
-    last row another call with a count of 0 writes what is owed.
+    """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they are written by whole lines,
+    and after the last row another call with a count of 0 writes what is owed.
     """
     cdef Py_ssize_t end = k + count, until
     cdef Numbers own            # nothing that is written changes it
