@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastbn._cpu import DefaultMode
 from fastbn._integers import as_integer
 from fastbn.statistics import BatchStats, GradientSums
 
@@ -100,6 +101,17 @@ def as_number(name: str, given: Any) -> float:
     return value
 
 
+def as_dtype(dtype: Any) -> np.dtype:
+    """The argument dtype of what holds parameters."""
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
+    if wanted is None or wanted not in FLOATS:
+        raise TypeError(f"dtype: expected float32 or float64, got {wanted}")
+    return wanted
+
+
 def as_eps(given: Any) -> float:
     """The eps of a function."""
     eps = as_number("eps", given)
@@ -110,7 +122,9 @@ def as_eps(given: Any) -> float:
 
 def check_variance(name: str, var: np.ndarray) -> None:
     """That no variance is negative."""
-    for c in np.flatnonzero(var < 0):
+    with DefaultMode():
+        below = np.flatnonzero(var < 0)
+    for c in below:
         raise ValueError(f"{name}: expected variances >= 0, got {var[c]} in channel {c}")
 
 
@@ -167,7 +181,7 @@ def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, dt
 
     def vanishes(factor: Any) -> bool:
         """Whether it makes 0 of what it multiplies: so does a factor that is too small for the type of y."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             return bool((np.asarray(factor).astype(dtype) == 0).any())
 
     why = None
@@ -220,7 +234,7 @@ def check_out(out: Any, x: np.ndarray) -> None:
 
 
 def _overlaps_itself(out: np.ndarray) -> bool:
-    """Whether two values of an array share bytes. Exact: where strides alone do not tell, places are counted."""
+    """Whether two values of an array share bytes: where strides do not tell, by halves, which are all alike."""
     if out.flags.c_contiguous or out.flags.f_contiguous or out.size == 0:
         return False
     low, high = np.lib.array_utils.byte_bounds(out)
@@ -234,19 +248,24 @@ def _overlaps_itself(out: np.ndarray) -> bool:
         reach += step * (length - 1)
     else:
         return False
-    places = np.zeros((1,), np.int64)
-    for step, length in axes:
-        places = (places[:, None] + step * np.arange(length)).ravel()
-    return bool(np.diff(np.sort(places)).min(initial=out.itemsize) < out.itemsize)
+    while out.size > 1:
+        out, other = np.array_split(out, 2, axis=int(np.argmax(out.shape)))
+        if _share_memory(out, other):
+            return True
+    return False
+
+
+def _share_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays share a byte; also where that would take too long to find out."""
+    try:
+        return np.shares_memory(a, b, max_work=1_000_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 def check_overlap(out: np.ndarray, name: str, other: np.ndarray, itself: bool) -> None:
     """That out, whose extent crosses that of an input, shares no byte with it."""
-    try:
-        shared = np.shares_memory(out, other, max_work=1_000_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        shared = True
-    if shared:
+    if _share_memory(out, other):
         allowed = f"{name} itself or memory apart from it" if itself else f"memory apart from {name}"
         raise ValueError(f"out: expected {allowed}, got an array that overlaps {name}")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbn import _core, _explain
+from fastbn import _core, _cpu, _explain
 from fastbn.statistics import BatchStats, Gradients, GradientSums, averaged, pooled
 
 __all__ = [
@@ -421,7 +421,7 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
     >>> fastbn.population_stats(batches, method="paper").unbiased_var
     array([2.])
     """
-    if method not in ("pooled", "paper"):
+    if not isinstance(method, str) or method not in ("pooled", "paper"):
         raise ValueError(f'method: expected "pooled" or "paper", got {method!r}')
     parts = stats_of_batches(batches, axis)
     return pooled(parts) if method == "pooled" else averaged(parts)
@@ -440,13 +440,16 @@ def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> li
     return parts
 
 
+# ---- for what optional parts check and compute by themselves
+
+as_dtype, as_integer, as_number = _explain.as_dtype, _explain.as_integer, _explain.as_number
+DefaultMode = _cpu.DefaultMode
+
+
 def result_like(
     out: np.ndarray | None, x: np.ndarray, inputs: Mapping[str, np.ndarray], apart: Mapping[str, np.ndarray | None]
 ) -> np.ndarray:
-    """A new array like x, or `out` where it can take one: one of the inputs itself, but apart from all else.
-
-    For what optional parts compute by themselves.
-    """
+    """A new array like x, or `out` where it can take one: one of the inputs itself, but apart from all else."""
     if out is None:
         return np.empty_like(x)
     _explain.check_out(out, x)

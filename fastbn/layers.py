@@ -146,7 +146,7 @@ class BatchNorm:
         self.affine = _explain.as_flag("affine", affine)
         self.track_running_stats = _explain.as_flag("track_running_stats", track_running_stats)
         self.axis = _checked_axis(axis)
-        self.dtype = _checked_dtype(dtype)
+        self.dtype = _explain.as_dtype(dtype)
         self.activation = activation
         self.negative_slope = _explain.as_slope(negative_slope)
         self.use_global_stats = _checked_use(use_global_stats, self.track_running_stats)
@@ -526,16 +526,6 @@ def _checked_momentum(momentum: Any) -> float | None:
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: expected 0 to 1 or None, got {momentum}")
     return momentum
-
-
-def _checked_dtype(dtype: DTypeLike) -> np.dtype:
-    try:
-        dtype = None if dtype is None else np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
-    if dtype is None or dtype not in _explain.FLOATS:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-    return dtype
 
 
 def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:

@@ -33,7 +33,8 @@ def _frozen(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
     if given.ndim != 1 or given.size == 0:
         raise ValueError(f"{name}: expected one number per channel, got shape {given.shape}")
-    vector = np.array(given, np.float64)
+    with DefaultMode():  # a caller's flush-to-zero would swallow subnormal float32
+        vector = np.array(given, np.float64)
     vector.flags.writeable = False
     return vector
 

@@ -23,7 +23,7 @@ import pytest
 from arrays import LAYOUTS, WRITEABLE, broadcasts
 
 import fastbn
-from fastbn import _core, _cpu
+from fastbn import _core, _cpu, caffe
 
 DTYPES = [np.float32, np.float64]
 
@@ -552,6 +552,37 @@ def test_mode_of_the_caller(name, dtype, bits, mode):
                 given, after = in_mode(mode, bits, lambda eps=eps: results(*arguments, eps=eps))
             assert after & ~FLAGS == DEFAULT_MODE | bits
             assert differing(given, expected) == []
+
+
+def layers_of_caffe(x, dy):
+    """Results of caffe's layers on an array of two axes, with what they keep."""
+    bn, scale, bias = caffe.BatchNorm(x.shape[1]), caffe.Scale(axis=0, num_axes=2), caffe.Bias(axis=0, num_axes=2)
+    bn(x)
+    kept = [blob.data.copy() for blob in bn.blobs]
+    bn.phase = "TEST"
+    given = [bn(x), scale(x), scale.backward(dy), bias(x), bias.backward(dy)]
+    learned = [blob.diff.copy() for blob in [*scale.blobs, *bias.blobs]]
+    return {str(k): a for k, a in enumerate(kept + given + learned)}
+
+
+@pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
+def test_mode_of_the_caller_in_what_numpy_computes(bits, mode):
+    """Conversions, checks and fastbn.caffe."""
+    little = np.array([1e-40, -3e-41], np.float32)
+    stats, _ = in_mode(mode, bits, lambda: fastbn.BatchStats(2, little, abs(little)))
+    assert stats.mean.tolist() == [float(v) for v in little]
+    sums, _ = in_mode(mode, bits, lambda: fastbn.GradientSums(little, little))
+    assert sums.sum_dy.tolist() == [float(v) for v in little]
+
+    x = np.array([[1e-39, 2e-39], [3e-39, 7e-39], [-1e-39, 5e-39]], np.float32)
+    with pytest.raises(ValueError, match=r"^var: expected variances >= 0"):
+        in_mode(mode, bits, lambda: fastbn.normalize(x, [0.0, 0.0], [1.0, -1e-310]))
+    y = fastbn.normalize(x, [0.0, 0.0], [1.0, 1.0], little)
+    in_mode(mode, bits, lambda: fastbn.batch_norm_backward(x, None, fastbn.BatchStats(3, [0, 0], [1, 1]), little, y=y))
+
+    expected = layers_of_caffe(x, x[::-1])
+    found, _ = in_mode(mode, bits, lambda: layers_of_caffe(x, x[::-1]))
+    assert differing(found, expected) == []
 
 
 def test_exception_flags_of_the_caller_stay(mode):

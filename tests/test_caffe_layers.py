@@ -214,15 +214,36 @@ def test_wrong_arrays_change_nothing(x, message):
         ({"channels": 2.0}, ValueError, "channels: expected an integer"),
         ({"eps": -1}, ValueError, "eps: expected"),
         ({"eps": np.nan}, ValueError, "eps: expected"),
+        ({"eps": "a"}, TypeError, "eps: expected a number, got str"),
+        ({"moving_average_fraction": None}, TypeError, "moving_average_fraction: expected a number, got NoneType"),
         ({"moving_average_fraction": np.inf}, ValueError, "moving_average_fraction: expected"),
         ({"phase": "EVAL"}, ValueError, "phase: expected"),
         ({"use_global_stats": 2}, TypeError, "use_global_stats: expected"),
+        ({"use_global_stats": np.array([1, 0])}, TypeError, "use_global_stats: expected"),
         ({"dtype": int}, TypeError, "dtype: expected"),
+        ({"dtype": "foo"}, TypeError, "dtype: expected float32 or float64, got 'foo'"),
     ],
 )
 def test_wrong_options(options, error, message):
     with pytest.raises(error, match=message):
         caffe.BatchNorm(**{"channels": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"axis": "a"}, "axis: expected an integer, got str"),
+        ({"axis": 1.5}, "axis: expected an integer, got float"),
+        ({"num_axes": "a"}, "num_axes: expected an integer, got str"),
+        ({"filler": {"value": "a"}}, "filler.value: expected a number, got str"),
+        ({"dtype": "foo"}, "dtype: expected float32 or float64, got 'foo'"),
+        ({"rng": "a"}, "rng: "),
+    ],
+)
+@pytest.mark.parametrize("layer", [caffe.Scale, caffe.Bias])
+def test_wrong_options_of_scale_and_bias(layer, options, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        layer(**options)
 
 
 def test_read_only_blobs_are_refused_before_anything_changes():

@@ -472,6 +472,30 @@ OUTS = [
 ]
 
 
+def test_any_steps_of_out():
+    """Against places that are counted one by one."""
+    rng = np.random.default_rng(0)
+    memory, middle = np.zeros(4000, np.uint8), 2000
+    seen = [0, 0]
+    for _ in range(400):
+        shape, steps = tuple(rng.integers(1, 6, 3)), tuple(rng.integers(-40, 41, 3))
+        x = np.ones(shape, np.float32)
+        out = as_strided(memory[middle : middle + 4].view(np.float32), shape, steps)
+        places = sum(np.multiply.outer(np.arange(n), s).reshape([-1 if a == k else 1 for a in range(3)])
+                     for k, (n, s) in enumerate(zip(shape, steps, strict=True)))  # fmt: skip
+        meets = bool((np.diff(np.sort(places.ravel())) < 4).any())
+        seen[meets] += 1
+        if meets:
+            with pytest.raises(ValueError, match=OWN_PLACES):
+                fastbn.normalize(x, np.zeros(shape[1]), np.ones(shape[1]), eps=0, out=out)
+            assert not memory.any()
+        else:
+            fastbn.normalize(x, np.zeros(shape[1]), np.ones(shape[1]), eps=0, out=out)
+            assert (out == 1).all()
+            memory[:] = 0
+    assert min(seen) > 50
+
+
 def at(buffer, start):
     return buffer[start : start + 24].reshape(SHAPE)
 
@@ -657,6 +681,9 @@ OTHERS = {
     ),
     "paper, one value": (
         lambda a: fastbn.population_stats([a.x[:1, :, :1]], method="paper"), ValueError, "^batches: expected 2 or more",
+    ),
+    "method no text": (
+        lambda a: fastbn.population_stats([a.x], method=np.array(["pooled", "x"])), ValueError, "^method: expected",
     ),
     "paper, no value": (
         lambda a: fastbn.population_stats([a.x[:0]], method="paper"), ValueError, "^batches: expected at least one v",

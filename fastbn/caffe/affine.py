@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastbn
-from fastbn.functional import result_like
+from fastbn.functional import DefaultMode, result_like
 
 
 class Run(NamedTuple):
@@ -77,7 +77,7 @@ def apply(
     apart = {"factor": factor, "bias": bias}
     if run.is_everything:
         y = result_like(out, x, {"x": x}, apart)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             np.multiply(x, 1 if factor is None else factor.reshape(x.shape), out=y, casting="same_kind")
             return y if bias is None else np.add(y, bias.reshape(x.shape), out=y, casting="same_kind")
     vectors = [None if v is None else v.reshape(-1) for v in (factor, bias)]
@@ -94,7 +94,7 @@ def gradients(
     """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run."""
     if run.is_everything:
         result_like(out, x, {"dy": dy, "x": x}, {"factor": factor})
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             dfactor, dbias = (dy * x).reshape(run.inside), dy.reshape(run.inside).copy()
         return apply(dy, run, factor, None, out), dfactor, dbias
     vector = factor.reshape(-1)
@@ -115,7 +115,8 @@ def gradients(
 def sums(dy: np.ndarray, run: Run) -> np.ndarray:
     """The sums of dy over the axes outside of the run, as float64."""
     if run.is_everything:
-        return dy.reshape(run.inside).astype(np.float64)
+        with DefaultMode():
+            return dy.reshape(run.inside).astype(np.float64)
     view = run.view(dy)
     return fastbn.backward_sums(view, view, run.constants(), eps=0.0, training=False).sum_dy.reshape(run.inside)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import ArrayLike, DTypeLike
 import fastbn
 from fastbn.caffe.affine import floats
 from fastbn.caffe.blobs import Blob
-from fastbn.caffe.checks import before_forward, checked_channels, checked_dtype, checked_phase
+from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
+from fastbn.functional import DefaultMode, as_dtype, as_number
 
 
 class _Saved(NamedTuple):
@@ -82,17 +82,11 @@ class BatchNorm:
         phase: str = "TRAIN",
         dtype: DTypeLike = np.float32,
     ) -> None:
-        if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
-        if not math.isfinite(moving_average_fraction):
-            raise ValueError(f"moving_average_fraction: expected a finite number, got {moving_average_fraction}")
-        if use_global_stats not in (None, True, False):
-            raise TypeError(f"use_global_stats: expected None, True or False, got {use_global_stats!r}")
-        self.eps = float(eps)
-        self.moving_average_fraction = float(moving_average_fraction)
-        self.use_global_stats = use_global_stats
+        self.eps = checked_eps(eps)
+        self.moving_average_fraction = as_number("moving_average_fraction", moving_average_fraction)
+        self.use_global_stats = checked_use(use_global_stats)
         self.phase = phase
-        self.dtype = checked_dtype(dtype)
+        self.dtype = as_dtype(dtype)
         self.blobs = [] if channels is None else self.new_blobs(checked_channels(channels))
         self._saved: _Saved | None = None
 
@@ -174,8 +168,9 @@ class BatchNorm:
         kept_gamma = None if gamma is None else gamma.copy()
         if self.in_global_mode:
             mean, var = _statistics(blobs)
-            var_eps = var + self.eps  # may be small and right where var alone is negative
-            _check_variance(var, self.eps)
+            with DefaultMode():
+                var_eps = var + self.eps  # may be small and right where var alone is negative
+                _check_variance(var, self.eps)
             saved = _Saved(x if gamma is None else before_forward(x, out), (mean, var_eps), kept_gamma, 0.0)
             y = fastbn.normalize(x, mean, var_eps, gamma, beta, eps=0.0, out=out)
         else:
@@ -196,9 +191,9 @@ class BatchNorm:
 
     def _move(self, blobs: list[Blob], stats: fastbn.BatchStats) -> None:
         f, m = self.moving_average_fraction, stats.count
-        unbiased = stats.var * (m / (m - 1) if m > 1 else 1)
-        new: tuple[Any, ...] = (stats.mean, unbiased, 1.0)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
+            unbiased = stats.var * (m / (m - 1) if m > 1 else 1)
+            new: tuple[Any, ...] = (stats.mean, unbiased, 1.0)
             for blob, value in zip(blobs, new, strict=True):
                 blob.data = f * blob.data.astype(np.float64) + value
 
@@ -227,7 +222,7 @@ class RunningAverage(BatchNorm):
     def _move(self, blobs: list[Blob], stats: fastbn.BatchStats) -> None:
         f = 0.0 if self.copies else self.moving_average_fraction
         self.copies = max(0, self.copies - 1)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             for blob, value in zip(blobs, (stats.mean, stats.var), strict=False):
                 old = f * blob.data.astype(np.float64) if f else 0.0
                 blob.data = old + (1 - f) * value
@@ -237,8 +232,8 @@ def _statistics(blobs: list[Blob]) -> tuple[np.ndarray, np.ndarray]:
     """Sums divided by their weight; 0 where the weight is 0."""
     if len(blobs) != 3 or blobs[0].shape != blobs[1].shape or blobs[2].shape != (1,):
         raise ValueError(f"blobs: expected shapes (C,), (C,), (1,), got {[blob.shape for blob in blobs]}")
-    mean, var, weight = (blob.data.astype(np.float64) for blob in blobs)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), DefaultMode():
+        mean, var, weight = (blob.data.astype(np.float64) for blob in blobs)
         return (mean / weight, var / weight) if weight[0] != 0 else (np.zeros_like(mean), np.zeros_like(var))
 
 

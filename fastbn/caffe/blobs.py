@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastbn.functional import as_number
+
 
 class Blob:
     """An array and its gradient, as in Caffe: `data` and `diff`, of the same shape and dtype.
@@ -125,8 +127,7 @@ class Filler:
         if self.type not in KINDS:
             raise ValueError(f"filler.type: expected one of {', '.join(KINDS)}, got {self.type!r}")
         for name in ("value", "min", "max", "mean", "std"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"filler.{name}: expected a finite number, got {getattr(self, name)}")
+            as_number(f"filler.{name}", getattr(self, name))
         if self.min > self.max or self.std < 0:
             raise ValueError(f"filler: expected min <= max and std >= 0, got {self}")
         if self.variance_norm not in ("FAN_IN", "FAN_OUT", "AVERAGE"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import DTypeLike
+
+from fastbn.functional import as_number
 
 PHASES = ("TRAIN", "TEST")
 
@@ -15,11 +16,21 @@ def checked_phase(phase: str) -> str:
     return phase
 
 
-def checked_dtype(dtype: DTypeLike) -> np.dtype:
-    """The argument dtype."""
-    if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-    return np.dtype(dtype)
+def checked_eps(eps: float) -> float:
+    """The argument eps."""
+    eps = as_number("eps", eps)
+    if eps < 0:
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
+    return eps
+
+
+def checked_use(use_global_stats: bool | None) -> bool | None:
+    """The argument use_global_stats."""
+    if use_global_stats is None:
+        return None
+    if not isinstance(use_global_stats, (bool, np.bool_, int)) or use_global_stats not in (0, 1):
+        raise TypeError(f"use_global_stats: expected None, True or False, got {use_global_stats!r}")
+    return bool(use_global_stats)
 
 
 def checked_channels(channels: int) -> int:

@@ -10,11 +10,12 @@ from numpy.typing import DTypeLike
 from fastbn.caffe.affine import Run
 from fastbn.caffe.batch_norm import BatchNorm
 from fastbn.caffe.blocks import Block
-from fastbn.caffe.checks import checked_dtype, checked_phase
+from fastbn.caffe.checks import checked_phase
 from fastbn.caffe.files import Source, decimal, write
 from fastbn.caffe.graph import Node, nodes
 from fastbn.caffe.scale import Scale
 from fastbn.caffe.shelf import Channels, Options, Shelf, in_layer, phase_of
+from fastbn.functional import as_dtype
 
 BN_STYLES = ("variance", "invstd")
 
@@ -76,7 +77,7 @@ def load(
     checked_phase(phase)
     if bn is not None and bn not in BN_STYLES:
         raise ValueError(f'bn: expected "variance", "invstd" or None, got {bn!r}')
-    wanted = None if dtype is None else checked_dtype(dtype)
+    wanted = None if dtype is None else as_dtype(dtype)
     source = Source(prototxt)
     stored = source if caffemodel is None else Source(caffemodel)
     options = Options(channels, bn, wanted, needed=caffemodel is not None)

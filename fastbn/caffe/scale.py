@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
 from fastbn.caffe.blobs import Blob, Filler
-from fastbn.caffe.checks import before_forward, checked_dtype
-from fastbn.functional import result_like
+from fastbn.caffe.checks import before_forward
+from fastbn.functional import DefaultMode, as_dtype, as_integer, result_like
 
 FillerLike = Filler | Mapping[str, Any] | None
 
@@ -21,12 +21,15 @@ class _Broadcast:
     """What Scale and Bias share: axes, blobs made when the first x comes, one or two bottoms."""
 
     def __init__(self, axis: int, num_axes: int, dtype: DTypeLike, rng: np.random.Generator | int | None) -> None:
-        if num_axes < -1:
+        self.axis, self.num_axes = as_integer("axis", axis), as_integer("num_axes", num_axes)
+        if self.num_axes < -1:
             raise ValueError(f"num_axes: expected -1 or more, got {num_axes}")
-        self.axis, self.num_axes = int(axis), int(num_axes)
-        self.dtype = checked_dtype(dtype)
+        self.dtype = as_dtype(dtype)
         self.blobs: list[Blob] = []
-        self._rng = np.random.default_rng(rng)
+        try:
+            self._rng = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"rng: {error}") from None
         self._saved: Any = None
 
     def fillers(self, two_bottoms: bool) -> list[Filler]:
@@ -211,7 +214,7 @@ class Scale(_Broadcast):
 
     def add_gradients(self, dscale: np.ndarray | None, dbias: np.ndarray | None) -> None:
         """Add to the diffs of the blobs."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), DefaultMode():
             if dscale is not None:
                 self.blobs[0].diff += dscale.astype(self.dtype, copy=False)
             if self.bias_term and dbias is not None:
@@ -304,7 +307,8 @@ class Bias(_Broadcast):
         dbias = sums(dy, run)
         dx = result_like(out, dy, {"dy": dy}, {})
         dx[...] = dy
-        if second is not None:
-            return dx, dbias.astype(second.dtype)
-        self.blobs[0].diff += dbias.astype(self.dtype)
+        with np.errstate(all="ignore"), DefaultMode():
+            if second is not None:
+                return dx, dbias.astype(second.dtype)
+            self.blobs[0].diff += dbias.astype(self.dtype)
         return dx
