@@ -8,6 +8,7 @@ cdef struct Carry:
     # Whole lines only are written so, past the cache. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
+    bint asks                   # what is read has been driven out of a second-level cache meanwhile, and is asked for
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
@@ -117,8 +118,8 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
 
 # ---- by whole lines, past the cache or as if
 
-cdef inline void begin_carry(Carry *carry, const Call *call) noexcept nogil:
-    carry.past, carry.owed = call.stores == PAST_CACHE, 0
+cdef inline void begin_carry(Carry *carry, const Call *call, bint asks) noexcept nogil:
+    carry.past, carry.asks, carry.owed = call.stores == PAST_CACHE, asks, 0
 
 
 cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
@@ -339,17 +340,33 @@ cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, P
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t until, const Coefficients *own,
                                    const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
-                                   const Coefficients *z, bint past, const stored *typed, const formula *what,
-                                   lanes_t *s, lanes_t *t) noexcept nogil:
+                                   const Coefficients *z, bint past, bint asks, const stored *typed,
+                                   const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values, from k of the other on;
     where they end.
     """
     while i + LANES <= until:
         add_beside(at, soon, k, 0, center, z, typed, what, s, t)
         k += LANES
+        if asks:
+            ask_for_values(out, i, typed, what)
         stream_some(out, i, own, past, typed, what)
         i += LANES
     return i
+
+
+cdef inline Py_ssize_t sweep_part(const Place *out, Py_ssize_t i, Py_ssize_t until, const Coefficients *own,
+                                  const Carry *carry, const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
+                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
+                                  lanes_t *t) noexcept nogil:
+    """The same, in the one of four loops that this call wants."""
+    if carry.past or not is_forward(what):
+        if carry.asks:
+            return sweep_lines(out, i, until, own, at, soon, k, center, z, True, True, typed, what, s, t)
+        return sweep_lines(out, i, until, own, at, soon, k, center, z, True, False, typed, what, s, t)
+    if carry.asks:
+        return sweep_lines(out, i, until, own, at, soon, k, center, z, False, True, typed, what, s, t)
+    return sweep_lines(out, i, until, own, at, soon, k, center, z, False, False, typed, what, s, t)
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -370,10 +387,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
             until = length if part else near + i
             soon = ahead_of(&at, ahead, length, near, part, typed)
             start = i
-            if carry.past or not is_forward(what):
-                i = sweep_lines(&out, i, until, &own, &at, &soon, k, center, &z, True, typed, what, &s, &t)
-            else:
-                i = sweep_lines(&out, i, until, &own, &at, &soon, k, center, &z, False, typed, what, &s, &t)
+            i = sweep_part(&out, i, until, &own, carry, &at, &soon, k, center, &z, typed, what, &s, &t)
             k += i - start
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
@@ -414,7 +428,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, typed, what, &s, &t)
+            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, False, typed, what, &s, &t)
             k += i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
