@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
 from fastbn.functional import as_number
@@ -18,10 +20,11 @@ def checked_phase(phase: str) -> str:
 
 def checked_eps(eps: float) -> float:
     """The argument eps."""
-    eps = as_number("eps", eps)
-    if eps < 0:
-        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
-    return eps
+    with suppress(ValueError):  # not finite
+        number = as_number("eps", eps)
+        if number >= 0:
+            return number
+    raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
 def checked_use(use_global_stats: bool | None) -> bool | None:
