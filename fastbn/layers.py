@@ -49,8 +49,11 @@ def _array(attribute: str, what: str) -> Any:
         if array is None:
             raise AttributeError(f"{attribute[1:]}: this layer has none, so nothing can be assigned to it")
         if array is not value:
-            name, given = attribute[1:], _explain.as_any_array(attribute[1:], value)
-            new = _checked_state(name, np.broadcast_to(given, array.shape) if given.ndim == 0 else given, array)
+            name = attribute[1:]
+            given = _explain.as_any_array(name, value)
+            if given.ndim == 0:  # one number for all channels
+                given = np.broadcast_to(given, array.shape)
+            new = _checked_state(name, given, array)
             _core.check_writeable(name, array)
             array[...] = new
 

@@ -672,6 +672,14 @@ def test_wrong_assignment(name, value, error, message):
     np.testing.assert_array_equal(getattr(bn, name), before)
 
 
+def test_batches_are_counted_no_further_than_they_can_be():
+    bn = fastbn.BatchNorm(1, momentum=None)
+    bn.num_batches_tracked = most = np.iinfo(np.int64).max
+    bn(np.array([[1.0], [3.0]]))
+    assert bn.num_batches_tracked == most
+    assert 0 <= bn.running_mean[0] < 1e-18
+
+
 def test_assignment_to_a_read_only_array():
     bn = fastbn.BatchNorm(3)
     bn.gamma.flags.writeable = False

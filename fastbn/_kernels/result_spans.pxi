@@ -5,7 +5,7 @@
 
 
 cdef struct Carry:
-    # Whole lines only are written so, past the cache. Rows that follow each other in memory share a line: it is written
+    # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
     bint asks                   # what is read has been driven out of a second-level cache meanwhile, and is asked for
