@@ -900,7 +900,7 @@ def copies(a, b, c, d):
     return kept
 
 
-def put(cnp.ndarray to, cnp.ndarray values):
+def put(cnp.ndarray to not None, cnp.ndarray values not None):
     """to[...] = values, for vectors of one length."""
     if (cnp.PyArray_ISCARRAY(to) and cnp.PyArray_TYPE(to) == cnp.PyArray_TYPE(values)
             and cnp.PyArray_IS_C_CONTIGUOUS(values) and cnp.PyArray_SIZE(to) == cnp.PyArray_SIZE(values)):

@@ -437,6 +437,8 @@ def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> li
     channels = {part.mean.size for part in parts}
     if len(channels) > 1:
         raise ValueError(f"batches: expected the same number of channels in each, got {sorted(channels)}")
+    for part in parts:
+        _explain.check_variance("batches", part.var)
     return parts
 
 

@@ -82,9 +82,10 @@ class BatchNorm:
         None: the plain average of all batches seen. (A batch that a channel's statistics leave out, see the warning of
         a call, counts for it as one that changed nothing.)
     affine : bool
-        Whether the layer has gamma and beta.
+        Whether the layer has gamma and beta. (As in PyTorch, to set it later changes nothing.)
     track_running_stats : bool
-        Without, evaluation uses batch statistics too.
+        Without, the layer has no running statistics, and evaluation uses batch statistics too. (Set to False later,
+        they stay as they are; evaluation uses them.)
     axis : int
         Where the channels of x are: 1 in (N, C, ...), -1 in channels-last (N, ..., C), or any other.
     dtype : float32 or float64
@@ -205,13 +206,15 @@ class BatchNorm:
             when `out` is written, and nothing else has changed.)
         """
         training, given = self.training, self.use_global_stats
-        from_batch = training or not self.track_running_stats if given is None else not given
+        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
+        from_batch = training or to[0] is None if given is None else not given
+        if not from_batch and to[0] is None:
+            _checked_use(given, tracked=False)
         moves = from_batch and training
         if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
             x = self._checked_input(x, from_batch)
         momentum = self.momentum
-        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
-        moves = moves and to[0] is not None
+        moves = moves and self.track_running_stats and to[0] is not None
         if moves and not _core.check_running(to, self.num_features, momentum):
             momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
@@ -221,6 +224,8 @@ class BatchNorm:
             )
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
+        if type(eps) is not float or not eps > 0:
+            eps = _checked_eps(eps)
         stats: Any
         if from_batch and not self.training and np.size(x) == 0:
             stats = _core.batch_stats(x, axis)
@@ -268,18 +273,20 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            There was no forward, or it wrote over an x that cannot be had from y.
+            There was no forward, it wrote over an x that cannot be had from y, or the last backward wrote its result
+            over the x or y of that forward.
         TypeError, ValueError
             As in `batch_norm_backward`.
         """
         saved = self._saved
         if saved is None:
-            raise RuntimeError("backward: expected a forward before it, there was none")
+            raise RuntimeError("backward: expected a forward before it, there was none (or its x or y was overwritten)")
         dgamma, dbeta = self._dgamma, self._dbeta
         _core.check_target("dgamma", dgamma, self.num_features)
         _core.check_target("dbeta", dbeta, self.num_features)
         x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
-        gamma, beta = (vectors[0], vectors[1]) if self.affine else (None, None)
+        affine = dgamma is not None
+        gamma, beta = (vectors[0], vectors[1]) if affine else (None, None)
         stats = BatchStats._of(stats) if from_batch else (vectors[-2], vectors[-1])
         if x is None:
             _check_can_undo(activation, slope, gamma, residual, y.dtype)
@@ -298,10 +305,12 @@ class BatchNorm:
             y,
             from_batch,
             True,
-            self.affine,
+            affine,
             out,
             True,
         )
+        if out is not None and _wrote_over(out, x, y):
+            self._saved = None
         if dgamma is not None:
             _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
@@ -348,7 +357,7 @@ class BatchNorm:
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
-        if self.track_running_stats:
+        if self._running_mean is not None:
             self._check_writeable("_running_mean", "_running_var", "_num_batches_tracked")
             self.running_mean, self.running_var, self.num_batches_tracked = 0, 1, 0
 
@@ -365,9 +374,10 @@ class BatchNorm:
         Raises
         ------
         ValueError
-            There are no running statistics, no batches, too few values, or another number of channels.
+            There are no running statistics, no batches, too few values, another number of channels, or a negative
+            variance.
         """
-        if not self.track_running_stats:
+        if self._running_mean is None:
             raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
         stats = functional.stats_of_batches(batches, self.axis)
         if stats[0].mean.size != self.num_features:
@@ -394,7 +404,7 @@ class BatchNorm:
 
     def parameters(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """(name, value, gradient) of gamma and beta: always the same arrays, for an optimiser to hold on to."""
-        if not self.affine:
+        if self.gamma is None:
             return []
         return [("gamma", self.gamma, self.dgamma), ("beta", self.beta, self.dbeta)]
 
@@ -422,9 +432,9 @@ class BatchNorm:
             raise TypeError(f"d: expected a mapping, got {type(d).__name__}")
         own = {key: getattr(self, a) for a, key in STATE.items() if getattr(self, a) is not None}
         missing = own.keys() - d.keys() - {"num_batches_tracked"}
-        unknown = d.keys() - own.keys()
+        unknown = sorted(d.keys() - own.keys(), key=str)
         if missing or unknown:
-            raise KeyError(f"d: expected the keys {sorted(own)}; missing {sorted(missing)}, unknown {sorted(unknown)}")
+            raise KeyError(f"d: expected the keys {sorted(own)}; missing {sorted(missing)}, unknown {unknown}")
         new = {key: _checked_state(key, d.get(key, 0), array) for key, array in own.items()}
         self._check_writeable(*STATE)
         for key, array in own.items():
@@ -515,6 +525,12 @@ def _check_can_undo(
         raise RuntimeError(f"backward: the last forward wrote its result over x (out=x); {error}") from None
 
 
+def _wrote_over(out: Any, *kept: Any) -> bool:
+    """Whether a result, or one of a pair, took the place of an array that a forward had kept."""
+    results = out if isinstance(out, (tuple, list)) else (out,)
+    return any(array is not None and _core.same_memory(result, array) for result in results for array in kept)
+
+
 def _checked_eps(eps: Any) -> float:
     eps = _explain.as_number("eps", eps)
     if eps <= 0:
@@ -537,7 +553,7 @@ def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:
     if not isinstance(use_global_stats, (bool, np.bool_)):
         raise TypeError(f"use_global_stats: expected None, True or False, got {type(use_global_stats).__name__}")
     if use_global_stats and not tracked:
-        raise ValueError("use_global_stats: True needs running statistics, but track_running_stats is False")
+        raise ValueError("use_global_stats: True needs running statistics (track_running_stats=True), there are none")
     return bool(use_global_stats)
 
 

@@ -27,14 +27,17 @@ def _frozen(name: str, values: Any) -> np.ndarray:
         raise TypeError(f"{name}: expected one number per channel, got {type(values).__name__}")
     try:
         given = np.asarray(values)
-    except ValueError as error:
+    except Exception as error:
         raise TypeError(f"{name}: expected one number per channel: {error}") from None
     if given.dtype.kind in "bcmMOSU":
         raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}")
     if given.ndim != 1 or given.size == 0:
         raise ValueError(f"{name}: expected one number per channel, got shape {given.shape}")
-    with DefaultMode():  # a caller's flush-to-zero would swallow subnormal float32
-        vector = np.array(given, np.float64)
+    try:
+        with DefaultMode():  # a caller's flush-to-zero would swallow subnormal float32
+            vector = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected real numbers, got dtype {given.dtype}") from None
     vector.flags.writeable = False
     return vector
 
@@ -131,7 +134,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         """The variance divided by count - 1, shape (C,). ValueError where count < 2."""
         if self.count < 2:
             raise ValueError(f"count: expected 2 or more values for an unbiased variance, got {self.count}")
-        with DefaultMode():
+        with np.errstate(all="ignore"), DefaultMode():
             return self.var * (self.count / (self.count - 1))
 
     def merge(self, *others: BatchStats) -> BatchStats:
@@ -149,7 +152,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            Where another is not a BatchStats, or has another number of channels.
+            Where another is not a BatchStats or has another number of channels, or there are 2**63 values or more.
         """
         for other in others:
             if not isinstance(other, BatchStats):
@@ -158,7 +161,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
         parts = [part for part in (self, *others) if part.count]
         if len(parts) < 2:
             return parts[0] if parts else self
-        count = sum(part.count for part in parts)
+        count = _as_count(sum(part.count for part in parts))
         # Means are added up as deviations from the first one, which keeps the digits where abs(mean) >> std.
         # (No deviation from infinity: that would be NaN where the mean is infinite.)
         near = np.where(np.isfinite(parts[0].mean), parts[0].mean, 0.0)
@@ -254,7 +257,7 @@ def averaged(parts: Iterable[BatchStats]) -> BatchStats:
         raise ValueError("batches: expected at least one value, got empty batches only")
     if min(part.count for part in parts) < 2:
         raise ValueError("batches: expected 2 or more values per channel in each, for an unbiased variance, got 1")
-    count = sum(part.count for part in parts)
+    count = _as_count(sum(part.count for part in parts))
     with np.errstate(all="ignore"), DefaultMode():
         mean = np.mean([part.mean for part in parts], axis=0)
         unbiased = np.mean([part.unbiased_var for part in parts], axis=0)

@@ -641,6 +641,9 @@ OTHERS = {
     ),
     "BatchStats mean text": (lambda a: fastbn.BatchStats(2, ["a"], [1]), TypeError, "^mean: expected real numbers"),
     "BatchStats var complex": (lambda a: fastbn.BatchStats(2, [1], [1j]), TypeError, "^var: expected real numbers"),
+    "BatchStats mean void": (
+        lambda a: fastbn.BatchStats(2, np.zeros(1, "V4"), [1]), TypeError, "^mean: expected real numbers, got dtype",
+    ),
     "BatchStats mean ragged": (lambda a: fastbn.BatchStats(2, [[1], [1, 2]], [1]), TypeError, "^mean: expected one n"),
     "BatchStats no channels": (lambda a: fastbn.BatchStats(2, [], []), ValueError, "^mean: expected one number per"),
     "BatchStats count True": (lambda a: fastbn.BatchStats(True, [1], [1]), TypeError, "^count: .*got a bool"),
@@ -782,6 +785,9 @@ OTHERS = {
         "missing .'weight'.",
     ),
     "load with more": (lambda a: a.bn.load_state_dict({**a.state, "more": 1}), KeyError, "unknown .'more'."),
+    "load with a number": (
+        lambda a: a.bn.load_state_dict({**a.state, 1: 1, "q": 1}), KeyError, r"unknown .1, 'q'.",
+    ),
     "load into untracked": (lambda a: a.untracked.load_state_dict(a.state), KeyError, "unknown .'bias'"),
     "load length": (
         lambda a: a.bn.load_state_dict({**a.state, "running_var": [1.0]}), ValueError, r"^running_var: .*\(1,\)",

@@ -374,6 +374,58 @@ def test_a_layer_without_affine_parameters():
     assert near(bn.backward(dy), dy / np.sqrt(bn.running_var[:, None] + 1e-5), 1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_affine_set_later_changes_nothing(affine, training):
+    """As in PyTorch: what a layer has was decided when it was made."""
+    x, dy = data()
+    bn, other = (fastbn.BatchNorm(3, affine=affine).train(training) for _ in range(2))
+    for layer in (bn, other):
+        layer.running_mean, layer.running_var = [2.0, 3.0, 4.0], [1.0, 4.0, 9.0]
+    other.affine = not affine
+    for step in range(2):
+        assert np.array_equal(other(x), bn(x)), step
+        assert np.array_equal(other.backward(dy), bn.backward(dy)), step
+        other.affine = affine if step else not affine
+    assert state(other) == state(bn)
+    assert len(other.parameters()) == (2 if affine else 0)
+
+
+def test_statistics_are_no_longer_tracked():
+    """As in PyTorch: they stay as they are, and evaluation uses them."""
+    bn = fastbn.BatchNorm(2, dtype=np.float64)
+    bn.running_mean, bn.running_var = [1.0, 2.0], [4.0, 9.0]
+    bn.track_running_stats = False
+    assert near(bn(X), (X - [2.0, 30.0]) / [1.0, 10.0], 1e-5)
+    assert (bn.running_mean.tolist(), bn.running_var.tolist(), int(bn.num_batches_tracked)) == ([1, 2], [4, 9], 0)
+    assert near(bn.eval()(X), (X - [1.0, 2.0]) / [2.0, 3.0], 1e-5)
+    bn.reset_running_stats()
+    assert (bn.running_mean.tolist(), bn.running_var.tolist()) == ([0, 0], [1, 1])
+
+
+def test_statistics_that_were_never_there_are_not_tracked():
+    bn = fastbn.BatchNorm(2, track_running_stats=False, dtype=np.float64)
+    bn.track_running_stats = True
+    for layer in (bn, bn.eval()):
+        assert near(layer(X), (X - [2.0, 30.0]) / [1.0, 10.0], 1e-5)
+    bn.reset_running_stats()
+    with pytest.raises(ValueError, match=r"^batches: this layer has no running statistics"):
+        bn.recalibrate([X])
+    bn.use_global_stats = True
+    with pytest.raises(ValueError, match=r"^use_global_stats: True needs running statistics"):
+        bn(X)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-5, np.nan, "1e-5", None, True])
+def test_eps_set_later_is_checked_at_each_call(eps):
+    bn = fastbn.BatchNorm(2)
+    bn.eps = eps
+    before = state(bn)
+    with pytest.raises((TypeError, ValueError), match=r"^eps: expected"):
+        bn(X)
+    assert state(bn) == before
+
+
 def test_train_and_eval():
     bn = fastbn.BatchNorm(2)
     assert bn.eval() is bn
@@ -558,6 +610,39 @@ def test_backward_overwrites_gradients():
     assert np.array_equal((bn.dgamma, bn.dbeta), gradients)
     assert near(bn.backward(2 * dy), 2 * expected.dx, 1e-5)
     assert near(bn.dbeta, 2 * expected.dbeta, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "over", "kept"),
+    [
+        ({}, "dy", True),
+        ({}, "other", True),
+        ({}, "x", False),
+        ({}, "y", True),  # is not read
+        ({"residual": True, "activation": "relu"}, "x", False),
+        ({"residual": True, "activation": "relu"}, "dy", True),
+        ({"in place": True}, "x", False),
+    ],
+    ids=str,
+)
+def test_backward_over_what_the_forward_kept(options, over, kept):
+    """A second backward from what the first has overwritten would be wrong."""
+    x, dy = data()
+    with_residual = "residual" in options
+    bn = fastbn.BatchNorm(3, activation=options.get("activation"))
+    y = bn(x, residual=dy.copy() if with_residual else None, out=x if "in place" in options else None)
+    expected = np.array(bn.backward(dy))
+    out = {"x": x, "y": y, "dy": dy, "other": np.empty_like(x)}[over]
+    same_dy = dy.copy()
+    for position in range(2 if with_residual and over == "dy" else 1):
+        pair = (out, None) if position == 0 else (None, out)
+        assert np.array_equal(np.array(bn.backward(dy, out=pair if with_residual else out)), expected)
+        dy[...] = same_dy
+    if kept:
+        assert np.array_equal(np.array(bn.backward(same_dy)), expected)
+    else:
+        with pytest.raises(RuntimeError, match=r"^backward: expected a forward before it"):
+            bn.backward(same_dy)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -903,6 +988,18 @@ def test_recalibrate_paper():
     assert near(bn.running_mean, [4.5, 15.0])
     assert near(bn.running_var, [5.0, 100.0])  # means of the unbiased (2, 200) and (8, 0)
     assert bn.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("method", ["pooled", "paper"])
+def test_recalibrate_wants_variances(method):
+    bn = trained()
+    before = state(bn)
+    batches = [fastbn.BatchStats(20, [0.0] * 3, [1.0] * 3), fastbn.BatchStats(20, [0.0] * 3, [1.0, -1e-9, 1.0])]
+    with pytest.raises(ValueError, match=r"^batches: expected variances >= 0, got -1e-09 in channel 1"):
+        bn.recalibrate(batches, method=method)
+    with pytest.raises(ValueError, match=r"^batches: expected variances >= 0"):
+        fastbn.population_stats(batches, method=method)
+    assert state(bn) == before
 
 
 def test_recalibrate_does_not_touch_the_saved_forward():

@@ -268,6 +268,20 @@ def test_merge_wants_batch_stats(stats):
         stats + stats
 
 
+def test_values_are_counted_no_further_than_they_can_be():
+    half = BatchStats(2**62, [0.0], [1.0])
+    assert half.merge(BatchStats(2**62 - 1, [0.0], [1.0])).count == 2**63 - 1
+    for count in (lambda: half.merge(half), lambda: fastbn.population_stats([half, half], method="paper")):
+        with pytest.raises(ValueError, match=r"^count: expected .* below 2\*\*63, got 9223372036854775808"):
+            count()
+
+
+def test_unbiased_variances_overflow_in_silence():
+    stats = BatchStats(2, [0.0, 0.0], [1.7e308, 1.0])
+    with np.errstate(all="raise"):
+        assert stats.unbiased_var.tolist() == [np.inf, 2.0]
+
+
 # ---- populations
 
 
