@@ -429,8 +429,9 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
 
 def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> list[BatchStats]:
     """The statistics of each batch, at least one, all of as many channels."""
-    if isinstance(batches, (BatchStats, np.ndarray)) or not isinstance(batches, Iterable):
+    if isinstance(batches, (BatchStats, np.ndarray, str)) or not isinstance(batches, Iterable):
         raise TypeError(f"batches: expected an iterable of batches, got {type(batches).__name__}")
+    axis = as_integer("axis", axis)
     parts = [batch if isinstance(batch, BatchStats) else batch_stats(batch, axis=axis) for batch in batches]
     if not parts:
         raise ValueError("batches: expected at least one batch, got none")

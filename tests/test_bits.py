@@ -566,6 +566,23 @@ def layers_of_caffe(x, dy):
 
 
 @pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
+def test_mode_of_the_caller_of_sums_and_folding(bits, mode):
+    near_half = 2.0**-53 + 2.0**-80
+    a, b = (
+        fastbn.GradientSums([3e-310, 1.0], [1e-310, near_half]),
+        fastbn.GradientSums([1e-310, near_half], [5e-310, 1.0]),
+    )
+    weight = np.array([[1e-310, 0.1], [3e-309, 0.3]])
+
+    def computed():
+        folded = fastbn.fold_batch_norm(weight, weight[0], weight[1], [1.0, 3.0], [0.7, 1.1], weight[1])
+        return [array.tobytes() for array in (*(a + b), *folded)]
+
+    expected = computed()
+    assert in_mode(mode, bits, computed)[0] == expected
+
+
+@pytest.mark.parametrize("bits", MODES.values(), ids=MODES)
 def test_mode_of_the_caller_in_what_numpy_computes(bits, mode):
     """Conversions, checks and fastbn.caffe."""
     little = np.array([1e-40, -3e-41], np.float32)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbn import caffe, reference
+from fastbn.caffe.batch_norm import RunningAverage
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(6, 3), (4, 3, 5), (5, 2, 3, 4), (2, 3, 2, 3, 2)]
@@ -543,6 +544,8 @@ def test_random_fillers(filler, low, high, std):
     [
         ({"type": "bilinear"}, "filler.type: "),
         ({"values": 1}, "unknown fields"),
+        ({"values": 1, 2: 3}, "unknown fields"),
+        ({"type": []}, "filler.type: "),
         ({"value": np.nan}, "filler.value"),
         ({"type": "uniform", "min": 2}, "min <= max"),
         ({"variance_norm": "FAN"}, "variance_norm"),
@@ -720,3 +723,111 @@ def test_a_block_whose_backward_fails_stays_as_it_was(axes):
     with pytest.raises(ValueError, match=r"^out: expected the shape of"):
         block.backward(x, out=np.zeros((4, 3, 4), np.float32))
     assert all(np.array_equal(blob.diff, diff) for blob, diff in zip(block.scale.blobs, before, strict=True))
+
+
+def ordinary(shape=(6, 3, 5), order="C"):
+    rng = np.random.default_rng(0)
+    return [np.asarray(rng.normal(2, 3, size=shape).astype(np.float32), order=order) for _ in range(2)]
+
+
+def same_gradients(layer, other):
+    return all(np.array_equal(a.diff, b.diff) for a, b in zip(layer.blobs, other.blobs, strict=True))
+
+
+def block(phase="TRAIN"):
+    return caffe.Block("b", caffe.BatchNorm(3, phase=phase), caffe.Scale(bias_term=True))
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_backward_over_dy(axes):
+    x, dy = ordinary((2, 3, 4))
+    apart, over = (caffe.Scale(*axes, {"value": 2.0}, bias_term=True) for _ in range(2))
+    apart(x), over(x)
+    dx = apart.backward(dy)
+    assert np.array_equal(over.backward(dy, out=dy), dx)
+    assert same_gradients(apart, over)
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_dx_is_apart_from_x(axes):
+    whole = np.arange(36.0).reshape(3, 3, 4)
+    scale = caffe.Scale(*axes, dtype=np.float64)
+    scale(whole[:2])
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it"):
+        scale.backward(np.ones((2, 3, 4)), out=whole[1:])
+    assert np.array_equal(whole.ravel(), np.arange(36))
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_a_block_in_place_has_the_gradients_of_one_apart(phase):
+    x, dy = ordinary()
+    apart, over = block(phase), block(phase)
+    y, dx = apart(x), apart.backward(dy)
+    assert np.array_equal(over(x, out=x), y)
+    assert np.array_equal(over.backward(dy), dx)
+    assert same_gradients(apart.scale, over.scale)
+
+
+@pytest.mark.parametrize(
+    "make", [caffe.Scale, lambda: caffe.Scale(0, -1), block, lambda: block("TEST")], ids=["1", "all", "TRAIN", "TEST"]
+)
+def test_backward_has_the_scale_of_its_forward(make):
+    x, dy = ordinary()
+    layer, changed = make(), make()
+    layer(x), changed(x)
+    getattr(changed, "scale", changed).blobs[0].data = 7
+    assert np.array_equal(layer.backward(dy), changed.backward(dy))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("make", [caffe.Scale, lambda: caffe.BatchNorm(3)], ids=["Scale", "BatchNorm"])
+def test_in_place_by_another_view_in_any_order(make, order):
+    x, dy = ordinary(order=order)
+    apart, over = make(), make()
+    apart(x)
+    dx = apart.backward(dy)
+    over(x, out=x[...])
+    found = over.backward(dy)
+    assert np.array_equal(found, dx)
+    assert found.strides == dx.strides == x.strides
+    assert same_gradients(apart, over)
+
+
+@pytest.mark.parametrize("layer", [caffe.Scale(0, -1, bias_term=True), caffe.Bias(0, -1), caffe.Bias()], ids=repr)
+def test_gradients_beyond_float32_are_infinite_and_silent(layer):
+    layer(np.ones((2, 3)))
+    with np.errstate(all="raise"):
+        layer.backward(np.full((2, 3), 1e200))
+    assert np.isinf(layer.blobs[-1].diff).all()
+
+
+def test_an_average_of_the_last_batch_alone_forgets_nan():
+    bn = RunningAverage(1, moving_average_fraction=0.0)
+    bn.blobs[0].data = np.nan
+    bn(np.array([[1.0], [3.0]]))
+    assert bn.blobs[0].data.tolist() == [2]
+
+
+def test_memory_of_a_blob():
+    mine = np.zeros(3, np.float32)
+    blob = caffe.Blob(mine)
+    blob.data = 1
+    assert mine.tolist() == [0, 0, 0]
+    assert np.shares_memory(np.asarray(blob), blob.data)
+    assert not np.shares_memory(np.array(blob), blob.data)
+
+
+def test_oddities_do_not_pile_up():
+    noted = caffe.Block("b", caffe.BatchNorm(2), notes=["a note"])
+    assert noted.oddities() == noted.oddities()
+    assert noted.notes == ["a note"]
+
+
+@pytest.mark.parametrize(("fraction", "momentum"), [(1.5, 0), (-0.5, 1), (0.75, 0.25)])
+def test_fused_layers_have_a_momentum(fraction, momentum):
+    assert caffe.Block("b", caffe.BatchNorm(2, moving_average_fraction=fraction)).fused().momentum == momentum
+
+
+def test_results_are_laid_out_like_x():
+    x = np.asfortranarray(np.ones((2, 3, 4, 5), np.float32))
+    assert caffe.Scale(0, -1)(x).strides == x.strides

@@ -1,6 +1,7 @@
 """Caffe's nets: what `load` finds in prototxt and caffemodel, what the blocks compute, what `save` writes."""
 
 import doctest
+import os
 import subprocess
 import sys
 
@@ -122,6 +123,18 @@ def test_the_count_of_channels_from_the_caffemodel(files):
 
 
 # ---- blobs
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(files):
+    assert len(caffe.load(*files("\ufeff" + BATCH_NORM)).blocks) == 1
+
+
+def test_fillers_of_a_file(files):
+    text = """scale_param { bias_term: true filler { type: "uniform" min: 2 max: 3 }
+        bias_filler { type: "gaussian" mean: 1 std: 0.5 sparse: 2 variance_norm: AVERAGE } }"""
+    (block,) = caffe.load(*files(BATCH_NORM + one("scale", text, "Scale"))).blocks
+    assert block.scale.filler == caffe.Filler("uniform", min=2.0, max=3.0)
+    assert block.scale.bias_filler == caffe.Filler("gaussian", mean=1.0, std=0.5, sparse=2, variance_norm="AVERAGE")
 
 
 def test_blobs_are_matched_by_name_alone(files):
@@ -311,6 +324,10 @@ def test_what_follows(layers, scale, relu, files):
     assert (block.scale is not None, block.relu) == (scale, relu)
 
 
+def test_a_second_top_is_written_too(files):
+    assert caffe.load(*files(after(("Slice", "u", "vy"), ("Scale", "y", "y")))).blocks[0].scale is None
+
+
 def test_oddities(files):
     layers = after(("ReLU", "y", "y", "relu_param { negative_slope: 0.1 }"))
     model = caffemodel(layer("bn", "BatchNorm", [blob([0, 1]), blob([-1, 1]), blob([-1])]))
@@ -357,6 +374,16 @@ def test_fused_equals_the_pair_with_global_statistics(shape, weight, files, rng)
     assert np.array_equal(bn.backward(dy), block.backward(dy))
     net.phase = "TRAIN"
     assert not np.allclose(block(x), expected)
+
+
+@pytest.mark.parametrize("num_axes", [0, 1])
+def test_fused_has_the_scale_that_a_filler_made(num_axes, files):
+    text = f'scale_param {{ num_axes: {num_axes} filler {{ type: "gaussian" }} }}'
+    (block,) = caffe.load(*files(BATCH_NORM + one("scale", text, "Scale")), channels=2).blocks
+    gamma = block.fused().gamma
+    block(np.ones((1, 2), np.float32))
+    assert np.array_equal(gamma, np.broadcast_to(block.scale.blobs[0].data, 2))
+    assert np.array_equal(gamma, block.fused().gamma)
 
 
 def test_without_a_scale_fused_has_no_parameters(files):
@@ -432,6 +459,12 @@ def test_nvidias_five_blobs(files, rng):
     assert len(written) == 5
     np.testing.assert_array_equal(np.frombuffer(written[1][5], "<f4"), var.astype(np.float32))
     assert np.frombuffer(written[4][5], "<f4").tolist() == [100, 200]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("scale_filler", [[3, 3], [0, 0]]), ("bias_filler", [[1, 1], [3, 3]])])
+def test_a_filler_alone_makes_it_nvidias(name, expected, files):
+    (block,) = caffe.load(*files(one(options=f"batch_norm_param {{ {name} {{ value: 3 }} }}")), channels=2).blocks
+    assert data_of(block.scale) == expected
 
 
 def test_nvidias_fresh_layer_copies_two_batches(files, rng):
@@ -556,6 +589,35 @@ def test_save_without_a_caffemodel(dtype, files, rng, tmp_path):
     (again,) = caffe.load(path, tmp_path / "new").blocks
     assert data_of(again.batch_norm) == data_of(net.blocks[0].batch_norm)
     assert again.batch_norm.dtype == dtype
+
+
+def test_a_file_of_doubles_saved_from_float32(files, tmp_path):
+    doubles = [blob(values, double=True) for values in ([2, 4], [6, 8], [2])]
+    paths = files(BATCH_NORM, caffemodel(layer("bn", "BatchNorm", doubles)))
+    net = caffe.load(*paths, dtype=np.float32)
+    net.blocks[0].batch_norm.blobs[0].data = [7, 8]
+    net.save(tmp_path / "new")
+    (again,) = caffe.load(paths[0], tmp_path / "new").blocks
+    assert data_of(again.batch_norm) == [[7, 8], [6, 8], [2]]
+
+
+def test_to_save_twice_is_to_save_once(files, tmp_path):
+    net = caffe.load(*files(BATCH_NORM), channels=2)
+    net.save(tmp_path / "a")
+    net.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_a_saved_file_has_the_mode_of_any_new_file(mask, files, tmp_path):
+    before = os.umask(mask)
+    try:
+        caffe.load(*files(BATCH_NORM, MODEL)).save(tmp_path / "new")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_save_writes_all_or_nothing(files, tmp_path, monkeypatch):

@@ -670,6 +670,10 @@ OTHERS = {
     "population of nothing": (lambda a: fastbn.population_stats([]), ValueError, "^batches: expected at least one b"),
     "population of an array": (lambda a: fastbn.population_stats(a.x), TypeError, "^batches: .*got ndarray"),
     "population of BatchStats": (lambda a: fastbn.population_stats(a.stats), TypeError, "^batches: .*got BatchStats"),
+    "population of text": (lambda a: fastbn.population_stats("abc"), TypeError, "^batches: .*got str"),
+    "population axis": (
+        lambda a: fastbn.population_stats([a.stats], axis="1"), TypeError, "^axis: expected an integer, got str",
+    ),
     "population of None": (lambda a: fastbn.population_stats(None), TypeError, "^batches: .*got NoneType"),
     "population method": (
         lambda a: fastbn.population_stats([a.x], method="mean"), ValueError, "^method: expected .*got 'mean'",
@@ -1264,3 +1268,13 @@ def test_an_argument_that_changes_x(call, how):
     x = np.ones((300000, 2), np.float32)
     with pytest.raises(RuntimeError, match=r"^fastbn: an array has changed its shape or dtype while others were conv"):
         CHANGED[call](x, Changing(x, how))
+
+
+def test_an_overlap_that_takes_too_long_to_find_out_is_refused(monkeypatch):
+    def gives_up(*_, **__):
+        raise np.exceptions.TooHardError
+
+    monkeypatch.setattr(np, "shares_memory", gives_up)
+    both = np.ones((4, 3, 2), np.float32)
+    with pytest.raises(ValueError, match=r"^out: expected x itself or memory apart from it"):
+        fastbn.batch_norm(both[..., 0], out=both[..., 1])

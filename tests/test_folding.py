@@ -168,6 +168,14 @@ def test_groups_of_a_transposed_convolution_by_hand():
     assert bias.tolist() == [0, 0, 0, 0]
 
 
+def test_axes_are_counted_from_either_end():
+    weight = np.arange(1.0, 13).reshape(3, 2, 2)
+    for axis in range(3):
+        v = np.arange(1.0, 1 + weight.shape[axis])
+        folded, other = (fastbn.fold_batch_norm(weight, None, v, v, axis=a) for a in (axis, axis - 3))
+        assert all(np.array_equal(a, b) for a, b in zip(folded, other, strict=True))
+
+
 def test_types():
     """Of the weight, and of the bias where there is one; lists are float64; vectors of a normalisation may be both."""
     for w, b in itertools.product(UNITS, [None, *UNITS]):

@@ -751,6 +751,15 @@ def test_residual_alone(training, dtype):
     assert found.dresidual.tobytes() == dy.tobytes()
 
 
+def test_results_and_statistics_may_come_in_lists():
+    x, dy = np.random.default_rng(0).normal(size=(2, 6, 3, 5))
+    stats = fastbn.batch_stats(x)
+    expected = fastbn.batch_norm_backward(dy, x, stats, residual=True)
+    out = [np.empty_like(x), np.empty_like(x)]
+    fastbn.batch_norm_backward(dy, x, list(stats), residual=True, out=out)
+    assert np.array_equal(out, [expected.dx, expected.dresidual])
+
+
 def test_a_residual_that_is_x_itself():
     x = random_array((6, 5, 9))
     y, stats = fastbn.batch_norm(x, residual=x, activation="relu")

@@ -81,11 +81,32 @@ def test_num_features_is_any_integer(features):
             fastbn.BatchNorm3d(3, track_running_stats=False, dtype="f8", use_global_stats=False),
             "BatchNorm3d(3, eps=1e-05, momentum=0.1, track_running_stats=False, dtype=float64, use_global_stats=False)",
         ),
+        (
+            fastbn.BatchNorm(3, axis=-1, activation="leaky_relu", negative_slope=0.25),
+            "BatchNorm(3, eps=1e-05, momentum=0.1, axis=-1, activation=leaky_relu, negative_slope=0.25)",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_repr(layer, text):
     assert repr(layer) == text
+
+
+def test_axes_that_an_array_can_have():
+    assert [fastbn.BatchNorm(3, axis=axis).axis for axis in (-64, 63)] == [-64, 63]
+    for axis in (-65, 64):
+        with pytest.raises(ValueError, match=r"^axis: expected one that an array can have"):
+            fastbn.BatchNorm(3, axis=axis)
+
+
+def test_options_are_kept_as_plain_values():
+    bn = fastbn.BatchNorm(
+        3, np.float32(0.5), np.float32(0.25), np.True_, 1, axis=np.int8(1), negative_slope=np.array(0.125),
+        use_global_stats=np.False_,
+    )  # fmt: skip
+    options = bn.eps, bn.momentum, bn.negative_slope, bn.axis, bn.affine, bn.track_running_stats, bn.use_global_stats
+    assert options == (0.5, 0.25, 0.125, 1, True, True, False)
+    assert [type(option) for option in options] == [float] * 3 + [int] + [bool] * 3
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -147,6 +168,12 @@ def test_eps_is_used():
     bn = fastbn.BatchNorm(2, eps=3.0, dtype=np.float64)
     assert near(bn(X)[:, 0], [-0.5, 0.5])
     assert near(bn.backward([[1.0, 1.0], [0.0, 0.0]])[:, 0], [0.1875, -0.1875])  # (0.5 - 0.5/4)/2, by the formula
+
+
+def test_one_value_per_channel_in_a_list():
+    bn = fastbn.BatchNorm(3, use_global_stats=False).eval()
+    bn.beta = [1.0, 2.0, 3.0]
+    assert bn([[7.0, 8.0, 9.0]]).tolist() == [[1.0, 2.0, 3.0]]
 
 
 def test_out_is_what_comes_back():
@@ -551,6 +578,20 @@ def fastbn_backward_of(bn, x, dy):
     return other.backward(dy)
 
 
+def test_where_a_warning_is_an_error_the_y_before_may_be_lost():
+    """It stood in the same `out`, which is written before the warning is given."""
+    x, dy = data()
+    bn, out = fastbn.BatchNorm(3, activation="relu"), np.empty_like(x)
+    bn(x, residual=dy, out=out)
+    x[0, 0] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(RuntimeWarning):
+            bn(x, residual=dy, out=out)
+    with pytest.raises(RuntimeError, match=r"^backward: expected a forward before it"):
+        bn.backward(dy)
+
+
 def test_the_warning_names_the_channels():
     x, _ = data((4, 30))
     x[0, ::2] = np.nan
@@ -562,6 +603,14 @@ def test_the_warning_names_the_channels():
     with pytest.warns(RuntimeWarning, match=r": 3, 17$"):
         bn(x)
     assert np.isfinite(bn.running_mean).all()
+
+
+@pytest.mark.parametrize(("odd", "rest"), [(10, ""), (11, ", ...")])
+def test_the_warning_names_ten_channels(odd, rest):
+    x, _ = data((4, 30))
+    x[0, :odd] = np.nan
+    with pytest.warns(RuntimeWarning, match=rf": 0, 1, 2, 3, 4, 5, 6, 7, 8, 9{rest}$"):
+        fastbn.BatchNorm(30)(x)
 
 
 def test_the_warning_is_given_at_each_call():
@@ -772,6 +821,11 @@ def test_assignment_to_a_read_only_array():
         bn.gamma = 2
 
 
+def test_one_value_in_a_list_is_not_one_for_all():
+    with pytest.raises(ValueError, match=r"^gamma: expected shape \(3,\), got \(1,\)"):
+        fastbn.BatchNorm(3).gamma = [2.0]
+
+
 def test_assignment_copies():
     bn = fastbn.BatchNorm(3)
     mine = np.array([1.0, 2.0, 3.0], np.float32)
@@ -920,6 +974,12 @@ def test_deep_copies_share_nothing(clone):
     assert state(bn) == before
 
 
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))])
+def test_copies_of_a_layer_in_evaluation_are_in_evaluation(clone):
+    assert clone(fastbn.BatchNorm(3).eval()).training is False
+    assert clone(fastbn.BatchNorm(3)).training is True
+
+
 def test_pickles_hold_no_data():
     bn = fastbn.BatchNorm(3)
     bn(np.arange(30_000, dtype=np.float32).reshape(1000, 3, 10))
@@ -962,6 +1022,16 @@ def test_read_only_running_statistics_are_not_written(name):
         assert state(bn) == before
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked"])
+def test_reset_of_a_read_only_array_changes_nothing(name):
+    bn = trained()
+    getattr(bn, name).flags.writeable = False
+    before = state(bn)
+    with pytest.raises(ValueError, match=f"^{name}: .*read-only"):
+        bn.reset_running_stats()
+    assert state(bn) == before
+
+
 # ---- recalibrate
 
 
@@ -988,6 +1058,12 @@ def test_recalibrate_paper():
     assert near(bn.running_mean, [4.5, 15.0])
     assert near(bn.running_var, [5.0, 100.0])  # means of the unbiased (2, 200) and (8, 0)
     assert bn.num_batches_tracked == 2
+
+
+def test_two_values_are_a_population():
+    bn = fastbn.BatchNorm(1)
+    bn.recalibrate([np.array([[1.0]]), np.array([[3.0]])])
+    assert (bn.running_mean, bn.running_var) == (2, 2)
 
 
 @pytest.mark.parametrize("method", ["pooled", "paper"])

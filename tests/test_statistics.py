@@ -86,6 +86,16 @@ def everything():
     yield from of_calls()
 
 
+@pytest.mark.parametrize(
+    "values", [[True], [None], np.zeros(1, "m8[s]"), np.zeros(1, "M8[s]"), [b"1"], ["1"], [1j]], ids=repr
+)
+def test_they_are_real_numbers(values):
+    with pytest.raises(TypeError, match=r"^mean: expected real numbers, got dtype"):
+        BatchStats(2, values, [1])
+    with pytest.raises(TypeError, match=r"^sum_dy: expected real numbers, got dtype"):
+        GradientSums(values, [1])
+
+
 def test_they_cannot_be_changed():
     for value in everything():
         for vector in value[-2:]:
@@ -274,6 +284,14 @@ def test_values_are_counted_no_further_than_they_can_be():
     for count in (lambda: half.merge(half), lambda: fastbn.population_stats([half, half], method="paper")):
         with pytest.raises(ValueError, match=r"^count: expected .* below 2\*\*63, got 9223372036854775808"):
             count()
+
+
+def test_what_is_not_finite_is_silent():
+    odd = BatchStats(2, [np.inf, 1.7e308], [np.nan, 1.7e308])
+    with np.errstate(all="raise"):
+        fastbn.population_stats([odd, BatchStats(2, [-np.inf, 1.7e308], [1.0, 1.7e308])], method="paper")
+        total = GradientSums([np.inf, 1.7e308], [1, 1]) + GradientSums([-np.inf, 1.7e308], [1, 1])
+    assert np.array_equal(total.sum_dy, [np.nan, np.inf], equal_nan=True)
 
 
 def test_unbiased_variances_overflow_in_silence():

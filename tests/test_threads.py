@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_num_threads_restores_that_nothing_was_set():
 
 
 @needs_openmp
+def test_after_a_block_as_many_threads_as_before():
+    _core.set_threads(0, _threads._granted())
+    before = fastbn.get_num_threads()
+    with fastbn.num_threads(before + 2):
+        assert fastbn.get_num_threads() == before + 2
+    assert fastbn.get_num_threads() == before
+
+
 def test_settings_are_those_of_the_process():
     fastbn.set_num_threads(3)
     seen = []
@@ -211,6 +220,14 @@ def test_waiting_threads_do_not_spin_for_long(given, used, tmp_path):
     assert f"GOMP_SPINCOUNT = '{used}'" in ran.stderr
 
 
+@needs_openmp
+@pytest.mark.skipif("gcc" not in _cpu.compiler(), reason="libgomp alone tells of its variables")
+def test_a_wait_policy_of_the_user_stays(tmp_path):
+    said = python("import fastbn", tmp_path, OMP_DISPLAY_ENV="verbose", OMP_WAIT_POLICY="active").stderr
+    assert "GOMP_SPINCOUNT = " in said
+    assert "GOMP_SPINCOUNT = '1000'" not in said
+
+
 QUOTAS = {
     "none": ({}, math.inf),
     "v2": ({"cpu.max": "150000 100000\n"}, 1.5),
@@ -249,6 +266,14 @@ def test_cgroup_quota(files, expected, tmp_path):
 def test_granted_is_the_quota_rounded_up(quota, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(_threads, "_cgroup_quota", lambda: quota)
+    assert _threads._granted() == expected
+
+
+@pytest.mark.parametrize(("told", "expected"), [(6, 6), (None, 1)])
+def test_granted_where_the_system_has_no_affinity(told, expected, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: told)
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: math.inf)
     assert _threads._granted() == expected
 
 
@@ -377,6 +402,20 @@ def test_fork_after_a_parallel_call(body, tmp_path):
 
 
 # ---- many Python threads
+
+
+def test_one_thread_after_a_fork_that_openmp_does_not_survive(monkeypatch):
+    """(No such OpenMP is here: what is called instead of _core tells what would have been asked of it.)"""
+    calls, registered = [], []
+    core = types.SimpleNamespace(
+        openmp=lambda: _threads.UNSAFE_WITH_FORK, set_threads=lambda *given: calls.append(given), pause_threads=None
+    )
+    monkeypatch.setattr(_threads, "_core", core)
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: registered.append(hooks), raising=False)
+    _threads.start()
+    assert [list(hooks) for hooks in registered] == [["after_in_child"]]
+    registered[0]["after_in_child"]()
+    assert calls[-1] == (1, 1)
 
 
 def test_many_python_threads_at_once():

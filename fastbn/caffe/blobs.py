@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.functional import as_number
+from fastbn.functional import as_integer, as_number
 
 
 class Blob:
@@ -120,14 +120,15 @@ class Filler:
             raise TypeError(f"filler: expected a Filler, a mapping or None, got {type(given).__name__}")
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"filler: unknown fields {sorted(unknown)}")
+            raise ValueError(f"filler: unknown fields {sorted(unknown, key=str)}")
         return cls(**given)
 
     def __post_init__(self) -> None:
-        if self.type not in KINDS:
+        if not isinstance(self.type, str) or self.type not in KINDS:
             raise ValueError(f"filler.type: expected one of {', '.join(KINDS)}, got {self.type!r}")
         for name in ("value", "min", "max", "mean", "std"):
             as_number(f"filler.{name}", getattr(self, name))
+        as_integer("filler.sparse", self.sparse)
         if self.min > self.max or self.std < 0:
             raise ValueError(f"filler: expected min <= max and std >= 0, got {self}")
         if self.variance_norm not in ("FAN_IN", "FAN_OUT", "AVERAGE"):

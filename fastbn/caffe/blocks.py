@@ -149,6 +149,7 @@ class Block:
                 f"layer {self.name!r}: its Scale has axis {scale.axis}, num_axes {scale.num_axes} and shape "
                 f"{blobs[0].shape}; expected one number per channel, axis 1 and num_axes 1"
             )
+        scale.blobs[:] = blobs  # new ones are those of the first forward, too: a filler may be random
         gamma, beta = vectors[0], vectors[1] if scale.bias_term else np.zeros(1)
         return {"weight": np.broadcast_to(gamma, channels), "bias": np.broadcast_to(beta, channels)}
 
