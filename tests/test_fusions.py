@@ -250,7 +250,21 @@ def assert_fused_gradients(found, case, y, stats):
         assert_within(value.astype(np.float64), true, limit + 2 * LEAST[value.dtype])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of_choice)
+def rows_of_any_length():
+    """Planes of 16 to 32 values: what is left of a row after lines of 16 is another matter for each length."""
+    usual = {"order": "planes", "strides": "whole", "others": "same", "channels": 5, "samples": 3, "axis": 1}
+    usual |= {"gamma": "float32", "data": "ordinary", "threads": 1, "training": True}
+    kinds = [("relu", np.float32), ("relu", np.float64), ("leaky-0.25", np.float32), ("leaky-0.25", BFLOAT16)]
+    return [
+        {**usual, "activation": name, "dtype": np.dtype(dtype), "residual": residual, "rest": (length,)}
+        for length, (name, dtype), residual in itertools.product(range(16, 33), kinds, (False, True))
+    ]
+
+
+LENGTHS = rows_of_any_length()
+
+
+@pytest.mark.parametrize("row", ROWS + LENGTHS, ids=name_of_choice)
 def test_right(row):
     case = Case(row)
     arrays = [a for a in (case.x, case.dy, case.residual) if a is not None]
@@ -319,7 +333,7 @@ def test_fused_is_one_after_the_other(row):
         assert np.array_equal(a, b), name
 
 
-@pytest.mark.parametrize("row", ROWS[::3], ids=name_of_choice)
+@pytest.mark.parametrize("row", ROWS[::3] + LENGTHS, ids=name_of_choice)
 def test_written_over_an_argument(row):
     case = Case(row)
     found = case.results()
@@ -903,7 +917,10 @@ def xhat_error(case, y, stats):
     return ((unit + 2.02 * HALF_UNIT.get(case.x.dtype, 0)) * size + least) / gamma
 
 
-@pytest.mark.parametrize("row", IN_PLACE_ROWS, ids=name_of_choice)
+LEAKY_LENGTHS = [row for row in LENGTHS if row["activation"] in IN_PLACE and not row["residual"]]
+
+
+@pytest.mark.parametrize("row", IN_PLACE_ROWS + LEAKY_LENGTHS, ids=name_of_choice)
 def test_in_place(row):
     case = Case(row)
     if row["gamma"] != "none":

@@ -125,6 +125,11 @@ cdef inline bint is_gated(const formula *what) noexcept nogil:
             or formula is LeakyScaled)
 
 
+cdef inline bint is_chosen(const formula *what) noexcept nogil:
+    """Whether a comparison chooses what a gradient is multiplied by."""
+    return is_gated(what) or reads_y(what) or is_undone(what)
+
+
 cdef inline bint is_gradient(const formula *what) noexcept nogil:
     """In full: with the terms that the statistics bring."""
     return (formula is Gradient or formula is ClippedGradient or formula is LeakyGradient

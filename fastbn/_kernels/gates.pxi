@@ -196,8 +196,12 @@ cdef void find_gates_nearby(const Numbers *z, Py_ssize_t count, Gate *gates, int
             find_nearby(z, count, z.act.lower, False, low, unused, found)
         if z.act.upper == z.act.upper:
             find_nearby(z, count, z.act.upper, True, unused, high, found)
+    for k in range(count):      # (no branch: every other channel may have a negative gamma)
+        unused[k] = low[k]
+        low[k] = high[k] if z.mul[k] < 0 else low[k]
+        high[k] = unused[k] if z.mul[k] < 0 else high[k]
     for k in range(count):
-        gates[k].low, gates[k].high = (high[k], low[k]) if z.mul[k] < 0 else (low[k], high[k])
+        gates[k].low, gates[k].high = low[k], high[k]
 
 
 cdef void find_some_gates(const Numbers *z, Py_ssize_t count, Gate *gates, const stored *typed) noexcept nogil:

@@ -69,20 +69,37 @@ cdef inline void store_some(const Place *at, Py_ssize_t i, const Coefficients *f
         put_some(<stored *>at.dresidual + i, <const stored *>g, count)
 
 
+cdef inline void put_last(stored *end, const stored *line, Py_ssize_t count) noexcept nogil:
+    """The last `count` of 8 values, fewer than all, up to `end`."""
+    cdef Py_ssize_t last = count & 3
+    if count & 4:
+        memcpy(end - count, line + 8 - count, 4*sizeof(stored))
+    if count & 2:
+        memcpy(end - last, line + 8 - last, 2*sizeof(stored))
+    if count & 1:
+        end[-1] = line[7]
+
+
+cdef inline void store_last(const Place *at, Py_ssize_t length, const Coefficients *f, Py_ssize_t count,
+                            const stored *typed, const formula *what) noexcept nogil:
+    """The last `count` results of a row, fewer than 8, of 8 that are computed: of fewer compilers make no vectors, and
+    where an activation chooses, branches, which processors guess wrong half of the time.
+    """
+    cdef stored line[8]
+    cdef stored g[8]
+    compute_line(at, length - 8, <stored *>line, <stored *>g, f, 0, 8, what)
+    put_last(<stored *>at.out + length, <const stored *>line, count)
+    if reads_y(what):
+        put_last(<stored *>at.dresidual + length, <const stored *>g, count)
+
+
 cdef inline void store_rest(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f,
                             const stored *typed, const formula *what) noexcept nogil:
     """The results from value i of a row on, where less than a line is left."""
     if length & 8:
         store_some(at, i, f, 8, typed, what)
-        i += 8
-    if length & 4:
-        store_some(at, i, f, 4, typed, what)
-        i += 4
-    if length & 2:
-        store_some(at, i, f, 2, typed, what)
-        i += 2
-    if length & 1:
-        store_some(at, i, f, 1, typed, what)
+    if length & 7:
+        store_last(at, length, f, length & 7, typed, what)
 
 
 cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, const stored *typed,
@@ -108,10 +125,12 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
             put_line(<stored *>at.dresidual + rest, <const stored *>last_g, LANES)
         return
     # No value twice: stores that cross cache lines take longer than anything else here.
-    if length % LANES == 1:         # 7x7
+    if length % LANES == 1 and not is_chosen(what):     # 7x7
         store_some(at, i, &own, 1, typed, what)
+    elif length % LANES == 1:
+        store_last(at, length, &own, 1, typed, what)
     elif length % LANES == 4:       # 14x14
-        store_some(at, i, &own, 4, typed, what)
+        store_last(at, length, &own, 4, typed, what)
     elif length % LANES > 0:
         store_rest(at, i, length, &own, typed, what)
 

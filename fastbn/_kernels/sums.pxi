@@ -253,17 +253,23 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
 cdef void choose_doubles(const Call *call, Py_ssize_t count, const double *origin, const double *mul,
                          const double *add, const double *by_x, const Numbers *to) noexcept nogil:
     """The same as float64."""
-    cdef bint float64 = call.dtype == FLOAT64
+    cdef double center[TOGETHER]    # nothing that is read overlaps these, compilers see
+    cdef double low[TOGETHER]
     cdef double v
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, bytes = count*<Py_ssize_t>sizeof(double)
+    memcpy(to.mul, mul, bytes)
+    memcpy(to.by_x, by_x, bytes)
+    if call.dtype == FLOAT64:
+        memcpy(to.center, origin, bytes)
+        memcpy(to.add, add, bytes)
+        return
     for k in range(count):
-        v = origin[k]
-        to.center[k] = v if float64 or to.wide[k] != 0 else <float>v
-    for k in range(count):
-        v = add[k]
-        to.add[k] = v if float64 or to.wide[k] != 0 else constant(origin[k], v, by_x[k])
-    for k in range(count):
-        to.mul[k], to.by_x[k] = mul[k], by_x[k]
+        v = <float>origin[k]
+        center[k] = origin[k] if to.wide[k] != 0 else v
+        v = constant(origin[k], add[k], by_x[k])
+        low[k] = add[k] if to.wide[k] != 0 else v
+    memcpy(to.center, center, bytes)
+    memcpy(to.add, low, bytes)
     if call.storage == BFLOAT16:
         for k in range(count):
             to.center[k], to.mul[k] = plain(to.center[k]), plain(to.mul[k])
