@@ -386,14 +386,19 @@ def test_strided_x_and_its_copy(name, dtype):
 
 
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
-@pytest.mark.parametrize("length", [15, 21, 300, 5000])
-def test_channels_beside(length, activation):
-    """Channels are summed and worked out together, some of them about their mean: each as if it stood elsewhere."""
+@pytest.mark.parametrize(
+    ("samples", "channels", "length"), [(2, 75, 15), (2, 75, 21), (2, 75, 300), (2, 75, 5000), (70, 160, 49)]
+)
+def test_channels_beside(samples, channels, length, activation):
+    """Channels are summed and worked out together, some of them about their mean: each as if it stood elsewhere.
+
+    (Of many samples with short rows some are summed at a time, unless the array is small: the last shape.)
+    """
     rng = np.random.default_rng(length)
-    x, dy = rng.normal(size=(2, 2, 75, length)).astype(np.float32)
+    x, dy = rng.normal(size=(2, samples, channels, length)).astype(np.float32)
     x[:, ::7] += 3e4
     x[:, 5::9] = 3
-    gamma, beta = rng.normal(size=(2, 75)).astype(np.float32)
+    gamma, beta = rng.normal(size=(2, channels)).astype(np.float32)
 
     def all_of(x, dy, gamma, beta):
         y, stats = fastbn.batch_norm(x, gamma, beta, activation=activation)
@@ -401,7 +406,7 @@ def test_channels_beside(length, activation):
         return [np.moveaxis(a, 1, 0) if a.ndim > 1 else a for a in (y, *stats[1:], *whole[:3])]
 
     together = all_of(x, dy, gamma, beta)
-    for c in range(74):  # two at a time: the values of an only channel are one row
+    for c in range(channels - 1):  # two at a time: the values of an only channel are one row
         two = slice(c, c + 2)
         apart = all_of(x[:, two].copy(), dy[:, two].copy(), gamma[two], beta[two])
         assert all(a.tobytes() == b[two].tobytes() for a, b in zip(apart, together, strict=True))

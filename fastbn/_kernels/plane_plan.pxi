@@ -6,7 +6,10 @@ cdef enum:
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
-    IN_ONE_GO = 800         # values of short rows
+    IN_ONE_GO = 800         # values of short rows that are summed by one call, ...
+    AT_ONCE = 16            # ... and of how many rows at most, in all arrays
+    SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
+    HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
 
 
@@ -77,11 +80,21 @@ cdef inline bint wants_lines(const Call *call, Py_ssize_t plane) noexcept nogil:
     return call.stores == PAST_CACHE or (call.stores == WHOLE_LINES and not (call.measure and plane < SHORT))
 
 
+cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
+    """Whether the short rows of a channel are so many, in arrays that no near cache holds, that they are read faster a
+    few samples at a time, through all channels of a group: TLBs and prefetchers keep track of so many places.
+    """
+    cdef Py_ssize_t bytes = plan.call.channels*plan.call.values*plan.loops.itemsize
+    return plan.rows_in_turn and plan.rows*arrays >= SCATTERED and bytes*arrays >= HELD
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
     cdef Py_ssize_t group_bytes = GROUP_BYTES
     cdef bint steady = one_step(call)
+    cdef Py_ssize_t arrays = (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)    # that are read
+    cdef Py_ssize_t summed = arrays if call.backward else 1
     plan.call = call
     plan.loops = choose_loops(call)
     plan.plane = call.plane
@@ -95,15 +108,15 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
                    and share_lines(call.out, call.dresidual))
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
-    plan.in_one_go = max(1, IN_ONE_GO//plan.plane) if steady else 1
-    plan.whole = plan.folds == 1 and plan.even
+    plan.in_one_go = max(1, min(IN_ONE_GO//plan.plane, AT_ONCE//summed)) if steady else 1
+    plan.whole = plan.folds == 1 and plan.even and not is_scattered(&plan, summed)
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2
     plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
     if plan.stream and plan.plane >= SHORT:
         plan.group = 1
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
-    plan.last_first = channel_bytes*((call.x != NULL) + (call.dy != NULL) + (call.y != NULL)) >= LAST_FIRST
+    plan.last_first = channel_bytes*arrays >= LAST_FIRST
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample
     return plan
 

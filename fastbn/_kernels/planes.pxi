@@ -5,8 +5,9 @@
 # of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
 # read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
 # read and written in long runs. Channels that are one fold are summed whole, many of them in one call, unless others
-# get results meanwhile: the ways between loops would take longer than the loops. Only where channels are fewer than
-# half the threads do threads share a channel. None of this changes the order of a channel's additions.
+# get results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Only where
+# channels are fewer than half the threads do threads share a channel. None of this changes the order of a channel's
+# additions.
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
