@@ -121,9 +121,11 @@ cdef Py_ssize_t STREAM_FROM = 4 << 20
 # Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
 # arrays of a call. A forward is faster with them at any size, but for training with a residual (0.97 to 1.06 of the
 # time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
-# sees each line of the result twice.
+# sees each line of the result twice. A backward of short rows is faster for longer, since whole lines cost it more
+# (planes of 14x14 0.85 to 0.93, of 7x7 0.92 to 0.98; above that 7x7 1.0 to 1.11).
 cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
 cdef Py_ssize_t SLOW_STREAM_FROM = 32 << 20     # bytes of all arrays; measured with 36 MB of cache
+cdef Py_ssize_t SHORT_ROWS_STREAM_FROM = 128 << 20      # the same of such a backward
 cdef int FEW_THREADS = 4
 
 
@@ -477,18 +479,21 @@ cdef inline bint is_as_described(cnp.ndarray a, cnp.ndarray x, int channels, con
             and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call))
 
 
-cdef inline Stores stores_of(const Call *call) noexcept:
+cdef inline Stores stores_of(const Call *call, Order order) noexcept:
     """How its results are best written."""
-    cdef Py_ssize_t bytes = call.values*call.channels*itemsize_of(call)
+    cdef Py_ssize_t bytes = call.values*call.channels*itemsize_of(call), least = SLOW_STREAM_FROM
     cdef int arrays
+    cdef bint few = call.threads <= FEW_THREADS
     if call.out == NULL or bytes < STREAM_FROM:
         return BY_CACHE
     if not STREAMS_SLOWLY:
         return PAST_CACHE
-    if call.threads <= FEW_THREADS and not (call.backward or (call.measure and call.dy != NULL)):
+    if few and not (call.backward or (call.measure and call.dy != NULL)):
         return WHOLE_LINES
+    if few and call.backward and order == PLANES and call.plane < SHORT:
+        least = SHORT_ROWS_STREAM_FROM
     arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
-    return PAST_CACHE if arrays*bytes >= SLOW_STREAM_FROM else BY_CACHE
+    return PAST_CACHE if arrays*bytes >= least else BY_CACHE
 
 
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
@@ -521,7 +526,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
         view(dresidual, channels, &dresidual_view)
         call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
-    call.stores = stores_of(call)
+    call.stores = stores_of(call, order)
     scratch = scratch_bytes(call, order)
     if scratch:
         call.scratch = <char *>PyMem_Malloc(scratch)

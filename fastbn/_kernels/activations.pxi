@@ -73,11 +73,6 @@ cdef inline lanes_t leaky_lanes(const stored *dy, lanes_t x, const numbers *f, P
     return lanes_leak(read_lanes(dy), x, low, high, f.act.slope)
 
 
-cdef inline lanes_t leak_above_0(lanes_t dy, lanes_t y, const numbers *f) noexcept nogil:
-    """dy where y > 0, else what the slope makes of it."""
-    return lanes_leak(dy, y, lanes_all(2.0**-1074), lanes_all(INFINITY), f.act.slope)
-
-
 cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, held_gate low, held_gate high,
                                   Py_ssize_t column) noexcept nogil:
     cdef double g64[LANES]

@@ -39,6 +39,7 @@ cdef extern from "lanes.h":
     lanes_t lanes_last(lanes_t x, Py_ssize_t n) noexcept nogil
     lanes_t lanes_add_widened(lanes_t x, const float *, lanes_t z) noexcept nogil
     lanes_t lanes_leak(lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope) noexcept nogil
+    lanes_t lanes_leak_above_0(lanes_t dy, lanes_t y, double slope) noexcept nogil
     void lanes_sums(lanes_t s, lanes_t t, double *s_sum, double *t_sum) noexcept nogil
     void lanes_store(double *, lanes_t) noexcept nogil
 

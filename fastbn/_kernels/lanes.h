@@ -19,6 +19,7 @@ typedef struct { part_t a, b, c, d; } lanes_t;
 #define PART_SUB(x, y) _mm256_sub_pd(x, y)
 #define PART_MUL(x, y) _mm256_mul_pd(x, y)
 #define PART_AND(x, p) _mm256_and_pd(x, _mm256_castsi256_pd(_mm256_loadu_si256((const __m256i *)(p))))
+#define PART_ABOVE_0(x) _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_GT_OQ)
 #define PART_WITHIN(x, low, high) _mm256_and_pd(_mm256_cmp_pd(x, low, _CMP_GE_OQ), _mm256_cmp_pd(x, high, _CMP_LE_OQ))
 #define PART_CHOOSE(mask, x, y) _mm256_xor_pd(_mm256_and_pd(mask, _mm256_xor_pd(x, y)), y)
 #elif defined(__SSE2__) || defined(_M_X64)
@@ -34,6 +35,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i; } lanes_t;
 #define PART_SUB(x, y) _mm_sub_pd(x, y)
 #define PART_MUL(x, y) _mm_mul_pd(x, y)
 #define PART_AND(x, p) _mm_and_pd(x, _mm_castsi128_pd(_mm_loadu_si128((const __m128i *)(p))))
+#define PART_ABOVE_0(x) _mm_cmpgt_pd(x, _mm_setzero_pd())
 #define PART_WITHIN(x, low, high) _mm_and_pd(_mm_cmpge_pd(x, low), _mm_cmple_pd(x, high))
 #define PART_CHOOSE(mask, x, y) _mm_xor_pd(_mm_and_pd(mask, _mm_xor_pd(x, y)), y)
 #else
@@ -50,6 +52,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i, j, k, l, m, n, o, q, s; } lanes_
 #define PART_SUB(x, y) ((x) - (y))
 #define PART_MUL(x, y) ((x)*(y))
 #define PART_AND(x, p) (*(p) ? (x) : 0.0)
+#define PART_ABOVE_0(x) ((x) > 0)
 #define PART_WITHIN(x, low, high) (((x) >= (low)) & ((x) <= (high)))
 #define PART_CHOOSE(mask, x, y) ((mask) ? (x) : (y))
 #endif
@@ -127,6 +130,11 @@ LANES_FUNCTION(lanes_add_widened, (lanes_t x, const float *p, lanes_t z), PART)
 /* dy where low <= x <= high, else dy*slope. */
 #define PART(f, i) r.f = PART_MUL(dy.f, PART_CHOOSE(PART_WITHIN(x.f, low.f, high.f), PART_ALL(1.0), PART_ALL(slope)));
 LANES_FUNCTION(lanes_leak, (lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope), PART)
+#undef PART
+
+/* dy where y > 0, else dy*slope. */
+#define PART(f, i) r.f = PART_MUL(dy.f, PART_CHOOSE(PART_ABOVE_0(y.f), PART_ALL(1.0), PART_ALL(slope)));
+LANES_FUNCTION(lanes_leak_above_0, (lanes_t dy, lanes_t y, double slope), PART)
 #undef PART
 
 /* lanes_add() and lanes_add_exact() where only the last FEW lanes of x (and y) are not 0: what went into the others need

@@ -1,7 +1,6 @@
 # How a call on planes goes through its channels: a matter of their shape and place, the same for all of them.
 
 cdef enum:
-    SHORT = 256             # rows of fewer values are summed several in one go
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most

@@ -144,15 +144,15 @@ cdef inline void summands(const stored *dy, const stored *x, const stored *y, la
         d[0] = deviations(values, center, x, of)
     elif summed is UndoneProducts or summed is FarUndoneProducts:
         values, by[0] = read_lanes(x), read_lanes(dy)
-        g[0] = leak_above_0(by[0], values, f)
-        d[0] = values if is_about_0(x, of) else lanes_sub(values, leak_above_0(center, values, f))
+        g[0] = lanes_leak_above_0(by[0], values, f.act.slope)
+        d[0] = values if is_about_0(x, of) else lanes_sub(values, lanes_leak_above_0(center, values, f.act.slope))
     else:
         if summed is ClippedProducts or summed is FarClippedProducts:
             g[0] = clipped_lanes(dy, x, f.gate.low, f.gate.high, column)
         elif summed is ClippedJoinProducts or summed is FarClippedJoinProducts:
             g[0] = clipped_lanes(dy, y, f.act.lower, f.act.upper, column)
         elif summed is LeakyJoinProducts or summed is FarLeakyJoinProducts:
-            g[0] = leak_above_0(read_lanes(dy), read_lanes(y), f)
+            g[0] = lanes_leak_above_0(read_lanes(dy), read_lanes(y), f.act.slope)
         else:
             g[0] = read_lanes(dy)
         by[0] = g[0]

@@ -143,7 +143,8 @@ class Prepared:
         if what in ("training", "inference"):
             return activate(z, self.case.activation), z
         assert dy is not None
-        dz = gradient(dy, z, self.case.activation)
+        stored = z.astype(self.buffers[0].x.dtype).astype(np.float64)  # what the derivative goes by
+        dz = gradient(dy, stored, self.case.activation)
         training = not what.startswith("frozen")
         return reference.batch_norm_backward(dz, x, stats, gamma, beta, training=training).dx, z
 
