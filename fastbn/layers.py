@@ -145,7 +145,7 @@ class BatchNorm:
         if activation is not None:
             _explain.check_activation(activation)
         self.num_features = _checked_features(num_features)
-        self.eps = _checked_eps(eps)
+        self.eps = eps
         self.momentum = _checked_momentum(momentum)
         self.affine = _explain.as_flag("affine", affine)
         self.track_running_stats = _explain.as_flag("track_running_stats", track_running_stats)
@@ -173,6 +173,15 @@ class BatchNorm:
     running_mean = _array("_running_mean", "Running mean, shape (C,).")
     running_var = _array("_running_var", "Running (unbiased) variance, shape (C,).")
     num_batches_tracked = _array("_num_batches_tracked", "Training batches since the last reset.")
+
+    @property
+    def eps(self) -> float:
+        """Added to the variance, > 0."""
+        return self._eps
+
+    @eps.setter
+    def eps(self, eps: float) -> None:
+        self._eps = _checked_eps(eps)
 
     # ---- forward and backward
 
@@ -206,26 +215,26 @@ class BatchNorm:
             when `out` is written, and nothing else has changed.)
         """
         training, given = self.training, self.use_global_stats
-        to: Any = self._running_mean, self._running_var, self._num_batches_tracked
-        from_batch = training or to[0] is None if given is None else not given
-        if not from_batch and to[0] is None:
+        mean, var = self._running_mean, self._running_var
+        from_batch = training or mean is None if given is None else not given
+        if mean is None and not from_batch:
             _checked_use(given, tracked=False)
         moves = from_batch and training
         if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
             x = self._checked_input(x, from_batch)
-        momentum = self.momentum
-        moves = moves and self.track_running_stats and to[0] is not None
-        if moves and not _core.check_running(to, self.num_features, momentum):
-            momentum = _checked_momentum(momentum)
+        to: Any
+        moves = moves and self.track_running_stats and mean is not None
+        if moves:
+            momentum, to = self.momentum, (mean, var, self._num_batches_tracked)
+            if not _core.check_running(to, self.num_features, momentum):
+                momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
         if out is not None and in_place and self.training:
             _explain.check_can_undo(
                 self.activation, self.negative_slope, self._gamma, residual is not None, out.dtype, "out"
             )
         gamma, beta = self._gamma, self._beta
-        eps, axis, activation, slope = self.eps, self.axis, self.activation, self.negative_slope
-        if type(eps) is not float or not eps > 0:
-            eps = _checked_eps(eps)
+        eps, axis, activation, slope = self._eps, self.axis, self.activation, self.negative_slope
         stats: Any
         if from_batch and not self.training and np.size(x) == 0:
             stats = _core.batch_stats(x, axis)
@@ -236,14 +245,13 @@ class BatchNorm:
             if moves:
                 if out is not None:  # where a warning is an error: what was saved may have been overwritten
                     self._saved = None
-                count, mean, var = stats
+                count, new_mean, new_var = stats
                 correction = count / (count - 1)
-                odd = _core.move_running(to, mean, var, correction, momentum, None, False)
+                odd = _core.move_running(to, new_mean, new_var, correction, momentum, None, False)
                 if odd is not None:
-                    self._move_the_others(odd, to, mean, var, correction, momentum, None)
+                    self._move_the_others(odd, to, new_mean, new_var, correction, momentum, None)
             vectors = _core.copies(gamma, beta, None, None)
         else:
-            mean, var = self._running_mean, self._running_var
             y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
             stats, vectors = None, _core.copies(gamma, beta, mean, var)
         reads_y = in_place or (residual is not None and activation is not None)
