@@ -403,7 +403,8 @@ def test_channels_beside(samples, channels, length, activation):
     def all_of(x, dy, gamma, beta):
         y, stats = fastbn.batch_norm(x, gamma, beta, activation=activation)
         whole = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, activation=activation)
-        return [np.moveaxis(a, 1, 0) if a.ndim > 1 else a for a in (y, *stats[1:], *whole[:3])]
+        joined = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, activation=activation, residual=True, y=y)
+        return [np.moveaxis(a, 1, 0) if a.ndim > 1 else a for a in (y, *stats[1:], *whole[:3], *joined)]
 
     together = all_of(x, dy, gamma, beta)
     for c in range(channels - 1):  # two at a time: the values of an only channel are one row
