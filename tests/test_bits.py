@@ -126,9 +126,10 @@ def differing(a, b):
 
 
 def constant(name):
-    """A number in _core.pyx, as it stands there."""
-    source = Path(__file__).parents[1] / "fastbn" / "_core.pyx"
-    return eval(re.search(rf"^cdef Py_ssize_t {name} = ([\d< ]+)", source.read_text(), re.MULTILINE).group(1))
+    """A number in _core.pyx or plane_plan.pxi, as it stands there."""
+    package = Path(__file__).parents[1] / "fastbn"
+    source = "".join((package / file).read_text() for file in ("_core.pyx", "_kernels/plane_plan.pxi"))
+    return eval(re.search(rf"^(?:cdef Py_ssize_t|   ) {name} = ([\d< ]+)", source, re.MULTILINE).group(1))
 
 
 def test_cases_are_large_enough():
@@ -244,6 +245,29 @@ def test_ways_to_write(shape, dtype, activation):
     for threads in (1, 2, 5):
         with streaming(slowly=True), fastbn.num_threads(threads):
             assert differing(all_results(), expected) == [], f"{threads} threads"
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [*DTYPES, np.float16, ml_dtypes.bfloat16])
+def test_rows_that_begin_at_the_same_place_of_a_page(dtype, activation):
+    """Fewer of them are summed by one call, where they are many in large arrays."""
+    n, c, h = 70, 320, 7
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((n, c, h, h), np.float32).astype(dtype) for _ in range(2))
+    gamma, beta = rng.standard_normal((2, c), np.float32)
+    spread = np.empty((n, 2048, h, h), dtype)[:, :c]
+    spread[...] = x
+    assert n >= constant("SCATTERED")
+    assert x.nbytes >= constant("HELD")
+    assert spread.strides[0] % constant("PAGE") == 0
+    assert x.strides[0] % constant("PAGE") > x.strides[1]
+
+    def all_results(x):
+        y, stats = fastbn.batch_norm(x, gamma, beta, activation=activation)
+        dx, dgamma, dbeta, *_ = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, activation=activation)
+        return {"y": y, "mean": stats.mean, "var": stats.var, "dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+
+    assert differing(all_results(spread), all_results(x)) == []
 
 
 # ---- where buffers are, what is written to

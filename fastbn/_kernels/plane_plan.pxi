@@ -6,7 +6,9 @@ cdef enum:
     GROUP = 32              # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
     IN_ONE_GO = 800         # values of short rows that are summed by one call, ...
-    AT_ONCE = 16            # ... and of how many rows at most, in all arrays
+    AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
+    COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
+    PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
@@ -87,6 +89,15 @@ cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogi
     return plan.rows_in_turn and plan.rows*arrays >= SCATTERED and bytes*arrays >= HELD
 
 
+cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
+    """How many short rows of a channel are summed by one call: fewer where all begin at about the same place of a page,
+    as 2048 planes of 7x7 do. They share the sets of a first-level cache then, which have 8 or 12 ways.
+    """
+    cdef Py_ssize_t apart = plan.sample.x & (PAGE - 1), row = plan.plane*plan.loops.itemsize
+    cdef Py_ssize_t at_once = AT_ONCE if row <= apart <= PAGE - row else COLLIDING
+    return max(1, min(IN_ONE_GO//plan.plane, at_once//arrays))
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
@@ -107,7 +118,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
                    and share_lines(call.out, call.dresidual))
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
-    plan.in_one_go = max(1, min(IN_ONE_GO//plan.plane, AT_ONCE//summed)) if steady else 1
+    plan.in_one_go = most_in_one_go(&plan, summed) if steady else 1
     plan.whole = plan.folds == 1 and plan.even and not is_scattered(&plan, summed)
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2

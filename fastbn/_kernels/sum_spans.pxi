@@ -105,9 +105,14 @@ cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *ste
     cdef Place at = first[0]
     cdef Py_ssize_t row
     own.act, own.gate = about.act, about.gate
-    for row in range(count):
-        add_row(&at, ahead, length, near_end(length), center, &own, typed, of, &s, &t)
-        at = moved(&at, step)
+    if length > SOON:
+        for row in range(count):
+            add_row(&at, ahead, length, near_end(length), center, &own, typed, of, &s, &t)
+            at = moved(&at, step)
+    else:                       # a loop of its own: what long rows need costs short ones a tenth of all instructions
+        for row in range(count):
+            add_row(&at, ahead, length, 0, center, &own, typed, of, &s, &t)
+            at = moved(&at, step)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
 
