@@ -20,7 +20,7 @@ from pathlib import Path
 import compare
 
 CASES = ["training", "inference", "backward"]
-# Batch, channels, height; some samples of (32, 256, 7) are summed in turn; the last three go past the cache.
+# Batch, channels, height; of (32, 256, 7) a few samples at a time are summed; the last three go past the cache.
 SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7), (32, 256, 7), (32, 64, 28), (32, 256, 14), (32, 1024, 7)]
 RELU, LEAKY = {"activation": "relu"}, {"activation": "leaky_relu"}
 # Each other kind on one shape: its name, how the array lies, its dtype, and the options of the calls.

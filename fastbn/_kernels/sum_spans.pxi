@@ -96,23 +96,28 @@ cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length,
         add_end(at, &soon, i, length, center, f, typed, of, s, t)
 
 
+cdef inline void add_rows(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,
+                          Py_ssize_t length, Py_ssize_t near, lanes_t center, const Coefficients *f,
+                          const stored *typed, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums of `count` rows."""
+    cdef Place at = first[0]
+    cdef Py_ssize_t row
+    for row in range(count):
+        add_row(&at, ahead, length, near, center, f, typed, of, s, t)
+        at = moved(&at, step)
+
+
 cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,
                         Py_ssize_t length, const Center *about, Lanes *lanes, const stored *typed,
                         const summed *of) noexcept nogil:
     """Add `count` rows of one channel to its lanes. What is so far `ahead` of each is asked for meanwhile."""
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Coefficients own
-    cdef Place at = first[0]
-    cdef Py_ssize_t row
     own.act, own.gate = about.act, about.gate
-    if length > SOON:
-        for row in range(count):
-            add_row(&at, ahead, length, near_end(length), center, &own, typed, of, &s, &t)
-            at = moved(&at, step)
-    else:                       # a loop of its own: what long rows need costs short ones a tenth of all instructions
-        for row in range(count):
-            add_row(&at, ahead, length, 0, center, &own, typed, of, &s, &t)
-            at = moved(&at, step)
+    if length > SOON:           # two loops: what long rows need costs short ones a tenth of all instructions
+        add_rows(first, ahead, step, count, length, near_end(length), center, &own, typed, of, &s, &t)
+    else:
+        add_rows(first, ahead, step, count, length, 0, center, &own, typed, of, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
 
@@ -123,17 +128,14 @@ cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps 
     """The sums of some channels, of `rows` rows each. The neighbour's are asked for meanwhile."""
     cdef lanes_t s, t, center
     cdef Coefficients own
-    cdef Py_ssize_t k, row
-    cdef Place channel = first[0], at
+    cdef Py_ssize_t k
+    cdef Place channel = first[0]
     own.act = about.act
     for k in range(channels):
         if about.gates != NULL:
             own.gate = about.gates[k]
         s = t = lanes_all(0)
         center = lanes_all(about.center[k])
-        at = channel
-        for row in range(rows):
-            add_row(&at, neighbour, length, 0, center, &own, typed, of, &s, &t)
-            at = moved(&at, sample)
+        add_rows(&channel, neighbour, sample, rows, length, 0, center, &own, typed, of, &s, &t)
         lanes_sums(s, t, &s_of[k], &t_of[k])
         channel = moved(&channel, neighbour)
