@@ -1,6 +1,7 @@
 """The command `fastbn`: each subcommand is one function that adds its arguments and one that runs it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from fastbn.commands import CannotRunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status: 1 where nobody reads on, 2 where a command cannot run."""
     parser = argparse.ArgumentParser(prog="fastbn", description="Batch normalization for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastbn {fastbn.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -18,7 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(commands)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        print(end="", flush=True)
+        return status
+    except BrokenPipeError:  # of `| head`, which has seen enough; nor can what is still buffered be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except CannotRunError as error:
         print(f"fastbn {args.command}: {error}", file=sys.stderr)
         return 2
@@ -110,6 +116,8 @@ def caffe(args: argparse.Namespace) -> int:
         if args.to is not None:
             report.export(net, args.to)
             print(f"written: {args.to}")
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise CannotRunError(str(error)) from error
     return 0

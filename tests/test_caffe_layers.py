@@ -219,6 +219,7 @@ def test_wrong_arrays_change_nothing(x, message):
         ({"moving_average_fraction": None}, TypeError, "moving_average_fraction: expected a number, got NoneType"),
         ({"moving_average_fraction": np.inf}, ValueError, "moving_average_fraction: expected"),
         ({"phase": "EVAL"}, ValueError, "phase: expected"),
+        ({"phase": np.array(["TRAIN", "TEST"])}, ValueError, "phase: expected"),
         ({"use_global_stats": 2}, TypeError, "use_global_stats: expected"),
         ({"use_global_stats": np.array([1, 0])}, TypeError, "use_global_stats: expected"),
         ({"dtype": int}, TypeError, "dtype: expected"),

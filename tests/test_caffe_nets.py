@@ -4,6 +4,7 @@ import doctest
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -681,6 +682,20 @@ def test_the_command_lists_and_exports(files, tmp_path, capsys):
     ]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+def test_a_table_of_which_only_the_head_is_read(files):
+    """More lines than one write holds."""
+    reading, writing = os.pipe()
+    paths = files("".join(one(f"bn{k}") for k in range(2000)), MODEL)
+    call = [sys.executable, "-m", "fastbn", "caffe", *map(str, paths)]
+    with subprocess.Popen(call, stdout=writing, stderr=subprocess.PIPE, cwd=tempfile.gettempdir()) as running:
+        os.close(writing)
+        assert os.read(reading, 10).startswith(b"layer")
+        os.close(reading)
+        assert running.communicate(timeout=60)[1] == b""
+    assert running.returncode == 1
+
+
 def test_oddities_that_many_layers_share_take_one_line(files, capsys):
     assert cli.main(["caffe", *map(str, files("".join(one(f"bn{k}") for k in range(9)), MODEL))]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "bn0, bn1, bn2, bn3 and 5 more: no blobs in the file"
@@ -737,6 +752,7 @@ def test_a_missing_extra_is_named(tmp_path):
     (tmp_path / "x").write_text(EXAMPLE)
     code = f"""
 import sys
+import tempfile
 sys.modules["google"] = sys.modules["google.protobuf"] = None
 from fastbn import caffe, cli
 import numpy as np

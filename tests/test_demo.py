@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -260,6 +261,18 @@ def test_help_version_and_config():
     assert command("--version").stdout == f"fastbn {fastbn.__version__}\n"
     assert fastbn.isa in command("config").stdout
     assert command().returncode == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+def test_nobody_reads_on():
+    """`fastbn config | head -0`: no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    call = [sys.executable, "-m", "fastbn", "config"]
+    with subprocess.Popen(call, stdout=writing, stderr=subprocess.PIPE, cwd=tempfile.gettempdir()) as running:
+        os.close(writing)
+        assert running.communicate(timeout=60)[1] == b""
+    assert running.returncode == 1
 
 
 def test_import_needs_no_extra():

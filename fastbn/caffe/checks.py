@@ -13,7 +13,7 @@ PHASES = ("TRAIN", "TEST")
 
 def checked_phase(phase: str) -> str:
     """The argument phase."""
-    if phase not in PHASES:
+    if not isinstance(phase, str) or phase not in PHASES:
         raise ValueError(f'phase: expected "TRAIN" or "TEST", got {phase!r}')
     return phase
 
