@@ -47,6 +47,11 @@ KEEP_LANE_LOOPS = [
     "-DCYTHON_INLINE=__inline__ __attribute__((always_inline))",
 ]
 
+# Intel's processors from Skylake to Cascade Lake decode a loop anew each time round whose jump back lies across two
+# blocks of 32 bytes (their erratum of conditional jumps), which a change elsewhere in a module decides: 1 to 5 % of
+# small loops. The assembler fills up before such jumps. Others need not know the option.
+KEEP_JUMPS_IN_BLOCKS = ["-Wa,-mbranches-within-32B-boundaries"]
+
 # The kernels are built once for each row: module, flags. Which one runs is decided at import (fastbn/_dispatch.py).
 KERNELS = {
     "fastbn._kernels.baseline": [],
@@ -84,8 +89,9 @@ class BuildExt(build_ext):
     def build_extensions(self) -> None:
         kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         flags = list(FLAGS[kind])
-        if kind == "unix" and self.works("int main(void) { return 0; }", KEEP_LANE_LOOPS, []):
-            flags += KEEP_LANE_LOOPS
+        for wanted in (KEEP_LANE_LOOPS, KEEP_JUMPS_IN_BLOCKS) if kind == "unix" else ():
+            if self.works("int main(void) { return 0; }", wanted, []):
+                flags += wanted
         openmp, link, pause = self.openmp(kind)
         v3 = self.can_build_v3(kind)
         if not v3:

@@ -4,6 +4,9 @@
 
 ctypedef void (*sum_spans)(const Place *at, const Steps *ahead, const Steps *, Py_ssize_t count, Py_ssize_t length,
                            const Center *, Lanes *, const void *, const void *) noexcept nogil
+ctypedef void (*sum_neighbours)(const Place *at, const Steps *sample, const Steps *neighbour, const Steps *ahead,
+                                Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Center *, Lanes *,
+                                Py_ssize_t apart, const void *, const void *) noexcept nogil
 ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                               Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s, double *t, const void *,
                               const void *) noexcept nogil
@@ -27,6 +30,8 @@ cdef struct Loops:
     Py_ssize_t itemsize
     sum_spans sum_spans
     sum_spans sum_spans_again   # the same about any center, for a second attempt
+    sum_neighbours sum_neighbours   # some short rows of some channels
+    sum_neighbours sum_neighbours_again
     sum_channels sum_channels   # some channels, the whole of each
     sum_channels sum_channels_again
     apply_spans apply_spans
@@ -45,6 +50,8 @@ cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first 
     """The sums of a first attempt, and those of a second."""
     loops.sum_spans = <sum_spans>sums_of_spans[stored, summed_first]
     loops.sum_spans_again = <sum_spans>sums_of_spans[stored, summed_again]
+    loops.sum_neighbours = <sum_neighbours>sums_of_neighbours[stored, summed_first]
+    loops.sum_neighbours_again = <sum_neighbours>sums_of_neighbours[stored, summed_again]
     loops.sum_channels = <sum_channels>sums_of_channels[stored, summed_first]
     loops.sum_channels_again = <sum_channels>sums_of_channels[stored, summed_again]
     loops.sum_rows = <sum_rows>sums_of_rows[stored, summed_first]

@@ -5,7 +5,7 @@ cdef enum:
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
-    IN_ONE_GO = 800         # values of short rows that are summed by one call, ...
+    IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
@@ -27,7 +27,7 @@ cdef struct Plan:
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side: one, where long rows are written by whole lines
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
-    Py_ssize_t in_one_go        # of them are summed by one call
+    Py_ssize_t in_one_go        # of them are summed before the neighbour's
     bint last_first             # results are taken from the last row to the first
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     bint even                   # rows are in place, and follow each other with the same step
@@ -90,8 +90,8 @@ cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogi
 
 
 cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
-    """How many short rows of a channel are summed by one call: fewer where all begin at about the same place of a page,
-    as 2048 planes of 7x7 do. They share the sets of a first-level cache then, which have 8 or 12 ways.
+    """How many short rows of a channel are summed before its neighbour's: fewer where all begin at about the same place
+    of a page, as 2048 planes of 7x7 do. They share the sets of a first-level cache then, which have 8 or 12 ways.
     """
     cdef Py_ssize_t apart = plan.sample.x & (PAGE - 1), row = plan.plane*plan.loops.itemsize
     cdef Py_ssize_t at_once = AT_ONCE if row <= apart <= PAGE - row else COLLIDING

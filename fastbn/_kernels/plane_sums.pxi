@@ -66,18 +66,26 @@ cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *so
 # ---- short rows: through the channels of a sample, as they stand in memory; without results beside them some samples
 # of a channel are summed in one go
 
+cdef void sum_neighbours_of(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows,
+                            const Place *soon) noexcept nogil:
+    """Add some rows of channels that are summed alike to their lanes. What is read `soon`, after them, is asked for."""
+    cdef const Plan *plan = channels.plan
+    cdef sum_neighbours sum = plan.loops.sum_neighbours_again if channels.far else plan.loops.sum_neighbours
+    cdef Place at = row_of(plan.call, channels.c, row), last = row_of(plan.call, channels.c + count - 1, row)
+    cdef Steps ahead = distance(&last, soon)
+    sum(&at, &plan.sample, &plan.neighbour, &ahead, count, rows, plan.plane, &channels.about, &channels.lanes,
+        sizeof(Channel), NULL, NULL)
+
+
 cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
     """Add some rows of each channel to its lanes."""
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k
-    cdef Place at = row_of(plan.call, channels.c, row), soon
-    for k in range(count):
-        if k + 1 == count:
-            soon = row_of(plan.call, channels.c, min(row + rows, plan.rows - 1))
-        else:
-            soon = moved(&at, &plan.neighbour)
-        sum_spans_of(&channels[k], &at, &soon, rows, plan.plane)
-        at = soon
+    cdef Place soon = row_of(plan.call, channels.c, min(row + rows, plan.rows - 1))
+    cdef Py_ssize_t k, first = 0
+    for k in range(1, count + 1):
+        if k == count or channels[k].far != channels[first].far:
+            sum_neighbours_of(&channels[first], k - first, row, rows, &soon)
+            first = k
 
 
 cdef inline bint can_sweep_together(const Channel *channels, Py_ssize_t count) noexcept nogil:

@@ -263,7 +263,8 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, const stored *typ
 cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
                                     const stored *typed, const formula *what) noexcept nogil:
     """The whole lines from value i of a row on; where they end."""
-    while i + LANES <= length:
+    cdef Py_ssize_t rest = length - LANES
+    while i <= rest:
         ask_for_values(at, i, typed, what)
         stream_some(at, i, f, past, typed, what)
         i += LANES
@@ -364,7 +365,8 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t un
     """Whole lines of results, from value i of one row on, each with the sums of as many values, from k of the other on;
     where they end.
     """
-    while i + LANES <= until:
+    cdef Py_ssize_t rest = until - LANES
+    while i <= rest:
         add_beside(at, soon, k, 0, center, z, typed, what, s, t)
         k += LANES
         if asks:
@@ -433,6 +435,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
     cdef bint joined = are_joined(step, length, typed, what)
     cdef Place out = due[0], at = first[0], soon
     cdef Numbers numbers = f[0]     # nothing that is written changes it
+    cdef Py_ssize_t rest = length - LANES
     for channel in range(count):
         own = coefficients(&numbers, channel, typed, what)
         z.act, z.gate = own.act, about.gate
@@ -451,13 +454,13 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             k += i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
-        while i + LANES <= length:
+        while i <= rest:
             stream_some(&out, i, &own, True, typed, what)
             i += LANES
         if not joined or channel + 1 == count:
             owe(carry, &out, length, length - i, f, channel, typed, what)
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
-        while k + LANES <= length:
+        while k <= rest:
             add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
             k += LANES
         if k < length:

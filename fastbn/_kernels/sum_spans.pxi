@@ -77,7 +77,7 @@ cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length,
                          const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
                          lanes_t *t) noexcept nogil:
     """The sums of a row. Up to `near` what comes later in it is asked for, then what is `ahead`."""
-    cdef Py_ssize_t i = 0, until
+    cdef Py_ssize_t i = 0, end = length//LANES*LANES, rest
     cdef int part
     cdef Place soon
     if length < LANES:
@@ -85,15 +85,15 @@ cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length,
         add_end(at, &soon, 0, length, center, f, typed, of, s, t)
         return
     for part in range(0 if near > 0 else 1, 2):
-        until = length if part else near
+        rest = (end if part else near) - LANES
         soon = ahead_of(at, ahead, length, near, part, typed)
         while True:             # there is a line in either part
             add_and_ask(at, &soon, i, center, f, typed, of, s, t)
             i += LANES
-            if i + LANES > until:
+            if i > rest:
                 break
-    if i < length:
-        add_end(at, &soon, i, length, center, f, typed, of, s, t)
+    if end < length:            # (not i, which compilers do not know to be the same for all rows)
+        add_end(at, &soon, end, length, center, f, typed, of, s, t)
 
 
 cdef inline void add_rows(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,
@@ -114,12 +114,33 @@ cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *ste
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Coefficients own
     own.act, own.gate = about.act, about.gate
-    if length > SOON:           # two loops: what long rows need costs short ones a tenth of all instructions
-        add_rows(first, ahead, step, count, length, near_end(length), center, &own, typed, of, &s, &t)
-    else:
-        add_rows(first, ahead, step, count, length, 0, center, &own, typed, of, &s, &t)
+    add_rows(first, ahead, step, count, length, near_end(length), center, &own, typed, of, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
+
+
+cdef void sums_of_neighbours(const Place *first, const Steps *sample, const Steps *neighbour, const Steps *ahead,
+                             Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Center *about,
+                             Lanes *lanes, Py_ssize_t apart, const stored *typed, const summed *of) noexcept nogil:
+    """Add `rows` short rows of each of some channels to its lanes. The neighbour's are asked for meanwhile, with those
+    of the last channel what is so far `ahead`. What a channel's sums are taken about and added to stands `apart` bytes
+    from that of the next.
+    """
+    cdef lanes_t s, t, center
+    cdef Coefficients own
+    cdef Steps soon
+    cdef Py_ssize_t k
+    cdef Place channel = first[0]
+    for k in range(channels):
+        s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
+        own.act, own.gate = about.act, about.gate
+        soon = neighbour[0] if k + 1 < channels else ahead[0]
+        add_rows(&channel, &soon, sample, rows, length, 0, center, &own, typed, of, &s, &t)
+        lanes_store(lanes.s, s)
+        lanes_store(lanes.t, t)
+        channel = moved(&channel, neighbour)
+        lanes = <Lanes *>(<char *>lanes + apart)
+        about = <const Center *>(<const char *>about + apart)
 
 
 cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
