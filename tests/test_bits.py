@@ -250,7 +250,7 @@ def test_ways_to_write(shape, dtype, activation):
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float16, ml_dtypes.bfloat16])
 def test_rows_that_begin_at_the_same_place_of_a_page(dtype, activation):
-    """Fewer of them are summed by one call, where they are many in large arrays."""
+    """Fewer of a channel are summed before its neighbour's, where they are many in large arrays."""
     n, c, h = 70, 320, 7
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((n, c, h, h), np.float32).astype(dtype) for _ in range(2))

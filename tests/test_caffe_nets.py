@@ -752,7 +752,6 @@ def test_a_missing_extra_is_named(tmp_path):
     (tmp_path / "x").write_text(EXAMPLE)
     code = f"""
 import sys
-import tempfile
 sys.modules["google"] = sys.modules["google.protobuf"] = None
 from fastbn import caffe, cli
 import numpy as np

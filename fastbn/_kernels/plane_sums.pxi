@@ -78,7 +78,7 @@ cdef void sum_neighbours_of(Channel *channels, Py_ssize_t count, Py_ssize_t row,
 
 
 cdef void sum_rows_in_turn(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows) noexcept nogil:
-    """Add some rows of each channel to its lanes."""
+    """Add some rows of each channel to its lanes. (Nearly always all are summed alike: `soon` is what comes next.)"""
     cdef const Plan *plan = channels.plan
     cdef Place soon = row_of(plan.call, channels.c, min(row + rows, plan.rows - 1))
     cdef Py_ssize_t k, first = 0

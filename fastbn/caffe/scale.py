@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastbn.functional import DefaultMode, as_dtype, as_integer, result_like
 FillerLike = Filler | Mapping[str, Any] | None
 
 
-class _Broadcast:
+class _Broadcast(ABC):
     """What Scale and Bias share: axes, blobs made when the first x comes, one or two bottoms."""
 
     def __init__(self, axis: int, num_axes: int, dtype: DTypeLike, rng: np.random.Generator | int | None) -> None:
@@ -32,9 +33,9 @@ class _Broadcast:
             raise type(error)(f"rng: {error}") from None
         self._saved: Any = None
 
+    @abstractmethod
     def fillers(self, two_bottoms: bool) -> list[Filler]:
         """One filler for each blob."""
-        raise NotImplementedError
 
     def run(self, shape: tuple[int, ...], bottom: tuple[int, ...] | None = None) -> Run:
         """The axes of an x with this shape that the blob, or the second bottom with its shape, goes along."""
