@@ -693,7 +693,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
             dresidual if need_dx else None)
     if dresidual is not None and not need_dx:
-        fill_dresidual(call, channels, a, d, of_mask, dresidual)
+        fill_dresidual(call, channels, a, d, None if activation is None else of_mask, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
     return dx, s, t, dgamma, dbeta, dresidual
@@ -701,12 +701,12 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
 
 cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarray dy, cnp.ndarray y,
                         cnp.ndarray dresidual) except -1:
-    """dresidual without dx: both are the same where statistics are constant and scale nothing."""
+    """dresidual without dx: what dx is where statistics are constant and scale nothing. z is then y, if that tells."""
     cdef cnp.ndarray zeros = new_vector(call.channels)
-    call.measure, call.constant = False, True
+    call.measure, call.constant, call.gated = False, True, y is not None
     call.mean = call.var = doubles(zeros)
-    call.origin, call.gamma, call.eps = call.mean, vector_of(None), 1
-    return run(&call, channels, order_of, None, dy, dresidual, y, dresidual)
+    call.origin, call.gamma, call.beta, call.eps = call.mean, vector_of(None), vector_of(None), 1
+    return run(&call, channels, order_of, y, dy, dresidual)
 
 
 def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
