@@ -25,8 +25,10 @@ TOLERATED = 1.10
 
 def ratios(path: str | Path) -> dict[str, float]:
     """Time over floor of each case of a stored run."""
-    run = json.loads(Path(path).read_text())
-    return {b["name"]: b["extra_info"]["ratio"] for b in run["benchmarks"]}
+    try:
+        return {b["name"]: b["extra_info"]["ratio"] for b in json.loads(Path(path).read_text())["benchmarks"]}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: expected a stored run of the suite") from None
 
 
 def keep(path: str | Path, to: str | Path) -> None:
@@ -100,12 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side with --revision (%(default)s)")
     parser.add_argument("--pytest", default="", metavar="OPTIONS", help='for the suite, with --revision: "-k 14x14"')
     args = parser.parse_args(argv)
-    if args.keep and len(args.runs) == 2:
-        keep(*args.runs)
-        return 0
+    if args.rounds < 1:
+        parser.error(f"--rounds: expected an integer >= 1, got {args.rounds}")
     if not args.revision and len(args.runs) != 2:
         parser.error("expected two stored runs, or --revision REV")
     try:
+        if args.keep and len(args.runs) == 2:
+            keep(*args.runs)
+            return 0
         if args.revision:
             old, new = race(args.revision, args.rounds, shlex.split(args.pytest))
         else:

@@ -28,6 +28,7 @@ import fastbn
 from fastbn.bench import machine
 from fastbn.bench.floor import Array, seconds
 from fastbn.bench.memory import peak_of
+from fastbn.cli import count
 
 LAYERS = 10
 CHAIN = (32, 64, 56, 56)  # 25.7 MB
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = {"chain": tell_chain, "reader": tell_reader}
     parser.add_argument("what", nargs="?", choices=tables, help="(both)")
-    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    parser.add_argument("--rounds", type=count, default=9, help="(%(default)s)")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:

@@ -159,7 +159,8 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
 def measured(row: Row, rounds: int, threads: int) -> dict[str, float]:
     """Ratios: over the floor or another case; over np.copyto; all threads' over their floor and over one thread's."""
     p, other = Prepared(row.case), Prepared(row.over) if row.over else None
-    p.verify()
+    for prepared in filter(None, (p, other)):
+        prepared.verify()
     found: dict[str, list[float]] = {"ratio": [], "over floor": [], "over copyto": [], "threads": [], "over one": []}
     for _ in range(rounds):
         with fastbn.num_threads(1):
@@ -331,8 +332,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(one_run(args.one_run, args.rounds, args.threads)))
         return 0
     if args.tell:
-        found = {group: stored(args.tell, group) for group in args.only}
-        return tell({group: both for group, both in found.items() if all(both)}, f"{machine.name()}; medians of runs")
+        found = {group: both for group in args.only if all(both := stored(args.tell, group))}
+        if not found:
+            parser.error(f"--tell: expected a folder with stored runs, got {args.tell}")
+        return tell(found, f"{machine.name()}; medians of runs")
     found = {group: ([], []) for group in args.only}
     for turn in range(args.runs):
         for group, (runs, baselines) in found.items():

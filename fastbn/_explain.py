@@ -105,7 +105,7 @@ def as_dtype(dtype: Any) -> np.dtype:
     """The argument dtype of what holds parameters."""
     try:
         wanted = None if dtype is None else np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
     if wanted is None or wanted not in FLOATS:
         raise TypeError(f"dtype: expected float32 or float64, got {wanted}")

@@ -17,11 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for add in (add_demo, add_bench, add_caffe, add_config):
         add(commands)
-    args = parser.parse_args(argv)
     try:
-        status = args.run(args)
-        print(end="", flush=True)
-        return status
+        try:
+            args = parser.parse_args(argv)
+            return args.run(args)
+        finally:  # also behind --help, which ends in parse_args
+            print(end="", flush=True)
     except BrokenPipeError:  # of `| head`, which has seen enough; nor can what is still buffered be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

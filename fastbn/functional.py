@@ -125,6 +125,11 @@ def normalize(
     TypeError, ValueError
         As in `batch_norm`.
 
+    Notes
+    -----
+    Arrays that are not float64: where x is so far from a mean that is not its own that ``(x - mean)*invstd*gamma`` is
+    beyond the largest float32, that is infinite, also if a residual would bring it back.
+
     Examples
     --------
     >>> import numpy as np, fastbn

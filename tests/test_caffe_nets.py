@@ -741,6 +741,32 @@ def test_errors_of_the_command(contents, arguments, message, files, capsys, monk
     assert not (tmp_path / "out.npz").exists()
 
 
+def test_the_command_hands_on_its_options(monkeypatch):
+    given = []
+    monkeypatch.setattr(caffe, "load", lambda *args, **options: given.append((*args, options)))
+    monkeypatch.setattr("fastbn.caffe.report.table", lambda _: "")
+    for options in (["b.caffemodel", "--phase=TRAIN", "--bn=invstd"], ["--bn=variance"], []):
+        assert cli.main(["caffe", "a.prototxt", *options]) == 0
+    assert given == [
+        ("a.prototxt", "b.caffemodel", "TRAIN", {"bn": "invstd"}),
+        ("a.prototxt", None, "TEST", {"bn": "variance"}),
+        ("a.prototxt", None, "TEST", {"bn": None}),
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+def test_nobody_reads_on(tmp_path):
+    """`fastbn caffe ... | head -0` is no error of the net."""
+    (tmp_path / "x").write_text(EXAMPLE)
+    reading, writing = os.pipe()
+    os.close(reading)
+    call = [sys.executable, "-u", "-m", "fastbn", "caffe", str(tmp_path / "x")]
+    with subprocess.Popen(call, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path) as running:
+        os.close(writing)
+        assert running.communicate(timeout=60)[1] == b""
+    assert running.returncode == 1
+
+
 @pytest.mark.parametrize("module", [batch_norm, blobs, net, scale], ids=lambda m: m.__name__)
 def test_examples(module):
     results = doctest.testmod(module)

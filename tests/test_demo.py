@@ -263,13 +263,24 @@ def test_help_version_and_config():
     assert command().returncode == 2
 
 
+def test_the_command_hands_on_its_options(monkeypatch):
+    given = []
+    monkeypatch.setattr(demo, "run", lambda *args: given.append(args))
+    for options in (["--quick", "--out=here", "--seed=7"], ["--seed=0"], []):
+        assert cli.main(["demo", *options]) == 0
+    assert given == [("here", 7, True), ("fastbn-demo", 0, False), ("fastbn-demo", 0, False)]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
-def test_nobody_reads_on():
-    """`fastbn config | head -0`: no traceback."""
+@pytest.mark.parametrize(("asked", "unbuffered"), [("config", "1"), ("config", ""), ("--help", "")])
+def test_nobody_reads_on(asked, unbuffered):
+    """`fastbn config | head -0`: no traceback, neither where it prints nor, at the end, of what is still buffered."""
     reading, writing = os.pipe()
     os.close(reading)
-    call = [sys.executable, "-m", "fastbn", "config"]
-    with subprocess.Popen(call, stdout=writing, stderr=subprocess.PIPE, cwd=tempfile.gettempdir()) as running:
+    call, environment = [sys.executable, "-m", "fastbn", asked], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        call, stdout=writing, stderr=subprocess.PIPE, cwd=tempfile.gettempdir(), env=environment
+    ) as running:
         os.close(writing)
         assert running.communicate(timeout=60)[1] == b""
     assert running.returncode == 1

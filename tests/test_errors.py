@@ -721,6 +721,7 @@ OTHERS = {
     "dtype byte order": (lambda a: fastbn.BatchNorm(3, dtype=">f4"), TypeError, "^dtype: .*got >f4"),
     "dtype None": (lambda a: fastbn.BatchNorm(3, dtype=None), TypeError, "^dtype: .*got None"),
     "dtype unknown": (lambda a: fastbn.BatchNorm(3, dtype="real"), TypeError, "^dtype: .*got 'real'"),
+    "dtype that is none": (lambda a: fastbn.BatchNorm(3, dtype=(np.float32, -1)), TypeError, "^dtype: expected .*-1"),
     "layer axis 3": (
         lambda a: fastbn.BatchNorm(3, axis=3)(a.x), ValueError, "^axis: expected -3 to 2 for x with shape .*, got 3",
     ),

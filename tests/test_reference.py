@@ -34,6 +34,26 @@ def test_axis(axis):
     assert stats.var.tolist() == VAR
 
 
+@pytest.mark.parametrize("axis", [0, 2, -1])
+def test_channels_on_any_axis_are_those_of_axis_1(axis):
+    """Of x, dy and what is added; also where another axis is as long."""
+    x, dy, residual = np.random.default_rng(0).normal(size=(3, 3, 3, 3))
+    options = {"gamma": [2.0, -1.0, 3.0], "beta": [0.0, 1.0, -1.0], "activation": "relu"}
+    y, stats = reference.batch_norm(x, **options, residual=residual)
+    gradients = reference.batch_norm_backward(dy, x, stats, **options, residual=True, y=y)
+
+    def moved(a):
+        return np.moveaxis(a, 1, axis)
+
+    found = reference.batch_norm(moved(x), **options, residual=moved(residual), axis=axis)
+    np.testing.assert_allclose(found[0], moved(y), atol=1e-14)
+    np.testing.assert_allclose(found[1].mean, stats.mean, atol=1e-14)
+    back = reference.batch_norm_backward(moved(dy), moved(x), stats, **options, residual=True, y=moved(y), axis=axis)
+    np.testing.assert_allclose(back.dx, moved(gradients.dx), atol=1e-13)
+    np.testing.assert_allclose(back.dgamma, gradients.dgamma, atol=1e-13)
+    np.testing.assert_array_equal(back.dresidual, moved(gradients.dresidual))
+
+
 def test_normalize():
     # (x - 3)/2*10 + 1, with eps = 0.5, in channel 0
     y = reference.normalize(X, MEAN, VAR, [10, 0], [1, 7], eps=0.5)
@@ -83,6 +103,7 @@ def test_apply_takes_count_and_sums_from_the_whole_batch():
     dx, dgamma, dbeta, _ = reference.backward_apply(DY[:1], X[:1], BatchStats(8, MEAN, VAR), sums, eps=0.5)
     assert dx[:, 0].tolist() == [[1.5, -0.75]]
     assert (dgamma[0], dbeta[0]) == (8, 16)
+    assert not np.shares_memory(dbeta, sums[0])
 
 
 def test_what_is_not_needed_is_none():
@@ -113,6 +134,18 @@ def test_a_constant_channel_gives_beta():
         assert stats.var[0] == 0
         assert (y == 0.7).all()
     assert (reference.batch_norm_backward(x, x, stats, eps=0).dx == 0).all()
+    # A third of 0.1 + 0.1 + 0.1 is not 0.1 in float64.
+    _, mean, var = reference.batch_stats(np.full((3, 1), 0.1))
+    assert (mean[0], var[0]) == (0.1, 0)
+
+
+def test_what_is_not_finite_stays_so():
+    _, mean, var = reference.batch_stats(np.array([[np.inf], [1.0]]))  # first, where sums are taken around it
+    assert mean[0] == np.inf
+    assert np.isnan(var[0])
+    assert np.isnan(reference.normalize(np.ones((2, 1)), [0.0], [np.nan])).all()
+    out = np.empty((2, 1), np.float32)
+    assert (reference.normalize(np.full((2, 1), 1e300), [0.0], [1.0], out=out) == np.inf).all()  # and does not warn
 
 
 def test_population():
@@ -138,11 +171,29 @@ def test_population_leaves_out_empty_batches(method):
     assert reference.population_stats(batches[1:2]).count == 0
 
 
+def test_population_of_other_axes_and_single_values():
+    # Channels first: 1 and 3, then 8 alone. Mean 12/3 = 4, variance (9 + 1 + 16)/3.
+    count, mean, var = reference.population_stats([np.array([[1.0, 3.0]]), np.array([[8.0]])], axis=0)
+    assert (count, mean) == (3, 4)
+    np.testing.assert_allclose(var, [26 / 3], rtol=1e-15)
+
+
 def test_what_is_infinite_does_not_warn():
     infinite = np.full((2, 1), np.inf)
     assert np.isnan(reference.population_stats([infinite, infinite]).var)
     weight, _ = reference.fold_batch_norm([[np.inf]], None, [0.0], [1.0], [0.0])
     assert np.isnan(weight)
+
+
+def test_folding():
+    # 1/sqrt(3.5 + 0.5) = 1/2, times gamma = 4: the scale is 2. (5 - 3)*2 - 2 = 2.
+    weight, bias = reference.fold_batch_norm([[7.0]], [5.0], [3.0], [3.5], [4.0], [-2.0], eps=0.5)
+    assert (weight.tolist(), bias.tolist()) == ([[14]], [2])
+    # Two groups of one input and two outputs each: their scales are gamma, 1 and 2 of the first, 3 and 4 of the other.
+    weight, _ = reference.fold_batch_norm(
+        np.ones((2, 2)), None, np.zeros(4), np.full(4, 0.5), [1, 2, 3, 4], eps=0.5, axis=1, groups=2
+    )
+    assert weight.tolist() == [[1, 2], [3, 4]]
 
 
 def test_an_axis_of_a_folded_weight_counts_from_the_end_too():
@@ -190,6 +241,16 @@ def test_activations(activation):
     assert found.dresidual is None
     found = reference.batch_norm_backward(np.full_like(dy, np.inf), XS, stats, **rest, **options, training=False)
     np.testing.assert_array_equal(found.dx[:, 0], np.where(slopes, np.inf, 0))
+
+
+def test_a_slope_above_1():
+    """z = -6 and 1: y = -12 and 1, dx = 2*dy*2 and 2*dy."""
+    options = {**Z_OF, "activation": "leaky_relu", "negative_slope": 2.0}
+    x = np.array([[1.0], [4.5]])
+    assert reference.normalize(x, **options)[:, 0].tolist() == [-12, 1]
+    stats = options.pop("mean"), options.pop("var")
+    dx = reference.batch_norm_backward(np.ones((2, 1)), x, stats, **options, training=False).dx
+    assert dx[:, 0].tolist() == [4, 2]
 
 
 @activations
