@@ -32,6 +32,16 @@ def test_contenders_answer_right_and_are_timed(name):
     assert all(ratio > 0 for ratio in ratios.values() if ratio is not None)
 
 
+@pytest.mark.parametrize("name", race.installed())
+def test_training_takes_the_statistics_in_the_call(name):
+    """Of other values than there were when it was prepared."""
+    prepared, contender = measure.Prepared(SMALL), contenders.CONTENDERS[name]
+    call = contender.prepare(prepared)
+    prepared.buffers[0].x[...] = 2 * prepared.buffers[0].dy + 1
+    if call is not None:
+        contender.check(prepared, call())
+
+
 def test_who_needs_no_other_package_is_there():
     assert race.installed()[:4] == ["fastbn", "fastbn, in steps", "np.copyto", "NumPy formula"]
 

@@ -1013,6 +1013,14 @@ REFUSED = {
 }
 
 
+def test_a_slope_of_0_is_nothing_to_an_identity():
+    x, dy = random_array((4, 3, 5)), random_array((4, 3, 5), seed=1)
+    y, stats = fastbn.batch_norm(x)
+    found = fastbn.batch_norm_backward(dy, None, stats, y=y, negative_slope=0)
+    expected = reference.batch_norm_backward(dy, x, stats).dx
+    np.testing.assert_allclose(found.dx, expected, atol=4 * U32 * 16)  # of terms below 16
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_undone_is_refused_before_x_is_lost(name):
     options, text = REFUSED[name]
