@@ -120,19 +120,31 @@ def _granted() -> int:
     return max(1, math.ceil(min(processors, _cgroup_quota())))
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Processors' worth of time that the cgroup grants (version 2, then 1), or infinity."""
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Processors' worth of time that the cgroup and all around it grant (version 2; of version 1 the root's), or
+    infinity.
+    """
+    inside = next((line[4:] for line in _text(own).splitlines() if line.startswith("0::/")), "")
+    group = root / inside
+    quotas = [_text(folder / "cpu.max") for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    if not any(quotas):
+        quotas = [_text(root / "cpu/cpu.cfs_quota_us") + " " + _text(root / "cpu/cpu.cfs_period_us")]
+    return min(_share(quota) for quota in quotas)
+
+
+def _text(path: Path) -> str:
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except (OSError, ValueError):
-            return math.inf
+        return path.read_text()
+    except (OSError, ValueError):  # not there, or no text
+        return ""
+
+
+def _share(quota: str) -> float:
+    """What a quota and its period come to, infinity where there is no limit."""
     try:
-        share = float(quota) / float(period)
-    except (ValueError, ZeroDivisionError):  # "max"
+        time, period = map(float, quota.split())
+        share = time / period
+    except (ValueError, ZeroDivisionError):  # "max", or nothing
         return math.inf
     return share if share > 0 else math.inf
 

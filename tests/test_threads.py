@@ -233,6 +233,11 @@ QUOTAS = {
     "v2": ({"cpu.max": "150000 100000\n"}, 1.5),
     "v2 below one": ({"cpu.max": "20000 100000\n"}, 0.2),
     "v2 unlimited": ({"cpu.max": "max 100000\n"}, math.inf),
+    "v2, this group's": ({"own": "0::/a/b\n", "cpu.max": "max 100000", "a/b/cpu.max": "150000 100000\n"}, 1.5),
+    "v2, that around it": ({"own": "0::/a/b\n", "a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),
+    "v2, the least": ({"own": "1:cpu:/b\n0::/a\n", "a/cpu.max": "300000 100000", "cpu.max": "200000 100000"}, 2.0),
+    "v2, seen from inside": ({"own": "0::/not/here\n", "cpu.max": "150000 100000\n"}, 1.5),
+    "v2, outside": ({"own": "0::/../a\n", "cpu.max": "150000 100000\n"}, 1.5),
     "v1": ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
     "v1 unlimited": ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
     "v1 without period": ({"cpu/cpu.cfs_quota_us": "400000\n"}, math.inf),
@@ -255,9 +260,9 @@ QUOTAS = {
 def test_cgroup_quota(files, expected, tmp_path):
     for name, text in files.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert _threads._cgroup_quota(tmp_path) == expected
+    assert _threads._cgroup_quota(tmp_path, tmp_path / "own") == expected
 
 
 @pytest.mark.parametrize(
