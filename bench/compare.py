@@ -33,6 +33,7 @@ def ratios(path: str | Path) -> dict[str, float]:
 
 def keep(path: str | Path, to: str | Path) -> None:
     """Store what comparisons need of a run, and nothing that names the host."""
+    ratios(path)  # which refuses what is none
     run = json.loads(Path(path).read_text())
     kept = [{"name": b["name"], "extra_info": b["extra_info"]} for b in run["benchmarks"]]
     Path(to).write_text(json.dumps({"benchmarks": kept}, indent=1) + "\n")
@@ -78,7 +79,7 @@ def old_build(source: Path, folder: Path) -> Path:
 
 
 def race(revision: str, rounds: int, options: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians of the ratios of a revision and of this tree, run alternately."""
+    """Medians of the ratios of a revision and of this tree, run alternately, of what passed in every run."""
     with tempfile.TemporaryDirectory() as work:
         source = Path(work, "source")
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(source), revision], check=True)
@@ -88,7 +89,12 @@ def race(revision: str, rounds: int, options: Sequence[str]) -> tuple[dict[str, 
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(source)], check=True)
     old, new = zip(*runs, strict=True)
-    return tuple({name: median(run[name] for run in side) for name in side[0]} for side in (old, new))
+    return medians(old), medians(new)
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each case that is in all runs."""
+    return {name: median(run[name] for run in runs) for name in runs[0] if all(name in run for run in runs)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     print(table)
     if slower:
-        print(f"{len(slower)} of {len(new)} cases are more than 10 % slower")
+        print(f"{len(slower)} of {len(old.keys() & new)} cases are more than 10 % slower")
     return 1 if slower else 0
 
 
