@@ -25,7 +25,8 @@ def as_any_array(name: str, given: Any) -> np.ndarray:
     """What np.asarray makes of an argument, if that loses nothing."""
     if given is None:
         raise TypeError(f"{name}: expected an array, got None")
-    if isinstance(given, np.ma.MaskedArray):
+    parts = given if isinstance(given, (list, tuple)) else (given,)
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
         raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
     try:
         return np.asarray(given)

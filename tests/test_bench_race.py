@@ -333,7 +333,7 @@ def test_bad_counts(option, value, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(1024, "1 KB"), (12544, "12.2 KB"), (1 << 20, "1 MB"), (1 << 25, "32 MB"), (1 << 30, "1 GB")]
+    ("count", "text"), [(1024, "1 KB"), (12544, "12.2 KB"), (1023693, "0.976 MB"), (1 << 20, "1 MB"), (1 << 30, "1 GB")]
 )
 def test_sizes_are_told_as_people_say_them(count, text):
     assert report.size(count) == text

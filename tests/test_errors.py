@@ -109,6 +109,12 @@ def swapped(a):
 NOT_FLOATS = [
     ("masked", np.ma.masked_array, TypeError, "expected a plain array, got a masked array"),
     (
+        "list of masked",
+        lambda x: [np.ma.masked_array(part) for part in x],
+        TypeError,
+        "expected a plain array, got a masked",
+    ),
+    (
         "int64",
         lambda a: a.astype(np.int64),
         TypeError,

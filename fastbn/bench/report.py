@@ -126,7 +126,7 @@ def size(count: float) -> str:
     """Bytes as people say them: 2 KB, 16 MB; K is 1024."""
     units = iter(("B", "KB", "MB", "GB"))
     unit = next(units)
-    while count >= 1000 and unit != "GB":
+    while count >= 999.5 and unit != "GB":
         count, unit = count / 1024, next(units)
     return f"{count:.3g} {unit}"
 
