@@ -18,24 +18,31 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERATED = 1.10
 
 
-def ratios(path: str | Path) -> dict[str, float]:
-    """Time over floor of each case of a stored run."""
+def stored(path: str | Path) -> dict[str, dict[str, Any]]:
+    """What a stored run tells of each case, its time over floor among it; nothing of this names the host."""
     try:
-        return {b["name"]: b["extra_info"]["ratio"] for b in json.loads(Path(path).read_text())["benchmarks"]}
+        told = {b["name"]: b["extra_info"] for b in json.loads(Path(path).read_text())["benchmarks"]}
+        if not all("ratio" in info for info in told.values()):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: expected a stored run of the suite") from None
+    return told
+
+
+def ratios(path: str | Path) -> dict[str, float]:
+    """Time over floor of each case of a stored run."""
+    return {name: info["ratio"] for name, info in stored(path).items()}
 
 
 def keep(path: str | Path, to: str | Path) -> None:
-    """Store what comparisons need of a run, and nothing that names the host."""
-    ratios(path)  # which refuses what is none
-    run = json.loads(Path(path).read_text())
-    kept = [{"name": b["name"], "extra_info": b["extra_info"]} for b in run["benchmarks"]]
+    """Store what comparisons need of a run."""
+    kept = [{"name": name, "extra_info": info} for name, info in stored(path).items()]
     Path(to).write_text(json.dumps({"benchmarks": kept}, indent=1) + "\n")
 
 
@@ -121,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             old, new = map(ratios, args.runs)
         table, slower = compare(old, new)
-    except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
     print(table)
     if slower:

@@ -21,6 +21,7 @@ from fastbn.bench.cases import NETWORKS, PASSES, Case, cases, half_types
 BENCH = Path(compare.__file__).parent
 CASE = Case(8, 64, 28, "training")
 SMALL = Case(2, 6, 14, "training")
+OF_ANOTHER_SUITE = '{"benchmarks": [{"name": "a", "extra_info": {}}]}'
 
 
 def test_a_slowed_kernel_fails_the_comparison(monkeypatch):
@@ -66,7 +67,9 @@ def test_comparison_trusts_no_missing_ratio(tmp_path, capsys):
     assert "no case in common" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", '{"training": 1.0}', '{"benchmarks": [{"name": "a"}]}'])
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", '{"training": 1.0}', '{"benchmarks": [{"name": "a"}]}', OF_ANOTHER_SUITE]
+)
 @pytest.mark.parametrize("options", [[], ["--keep"]])
 def test_a_file_that_is_no_run_is_named(text, options, tmp_path, capsys):
     path = tmp_path / "run.json"
