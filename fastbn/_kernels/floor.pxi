@@ -27,13 +27,13 @@ cdef inline void floor_span(const real *x, const real *w, real *y, Py_ssize_t le
     cdef Py_ssize_t i = 0
     if w == NULL:
         while i < length:
-            prefetch_lanes(x + i + CHUNK)
+            prefetch_lanes(x + i + CHUNK, False)
             floor_line(x + i, <const real *>NULL, y + i, stream)
             i += LANES
     else:
         while i < length:
-            prefetch_lanes(x + i + CHUNK)
-            prefetch_lanes(w + i + CHUNK)
+            prefetch_lanes(x + i + CHUNK, False)
+            prefetch_lanes(w + i + CHUNK, False)
             floor_line(x + i, w + i, y + i, stream)
             i += LANES
 

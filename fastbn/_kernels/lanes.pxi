@@ -77,17 +77,21 @@ cdef inline const stored *last_line(const stored *x, Py_ssize_t length, stored *
     return line
 
 
-cdef inline void prefetch_lanes(const stored *ahead) noexcept nogil:
-    """Ask for the LANES values that will be read soon."""
-    prefetch_line(ahead)
-    if stored is double:
-        prefetch_line(ahead + LANES//2)
+cdef inline void prefetch_lanes(const stored *ahead, bint later) noexcept nogil:
+    """Ask for the LANES values that will be read soon, or `later`."""
+    cdef Py_ssize_t k = 0
+    while k < LANES*<Py_ssize_t>sizeof(stored):
+        if later:
+            prefetch_later(<const char *>ahead + k)
+        else:
+            prefetch_line(<const char *>ahead + k)
+        k += 64
 
 
 cdef inline void ask_for_place(stored *to) noexcept nogil:
     """Ask for the lines that will be written soon after `to`: stores that cross lines wait for one after the other, and
     few are asked for by themselves while much else is computed."""
-    prefetch_lanes(<const stored *>to + CHUNK//4)
+    prefetch_lanes(<const stored *>to + CHUNK//4, False)
 
 
 cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:

@@ -4,6 +4,11 @@ cdef enum:
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
+    BYTES_AHEAD = 400 << 10     # of each array, at most, from what is summed to what is asked for
+    ROWS_AHEAD = 4          # the same in rows of a fold, but not in those ...
+    SHORTER = 8192          # ... that take no more bytes
+    LATER = 16384           # the same in rows of more than BYTES_AHEAD
+    SOON = 2048             # the same where it is near
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
@@ -11,7 +16,8 @@ cdef enum:
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     HELD = 2 << 20          # bytes, what a second-level cache may hold
-    LAST_FIRST = 1 << 20    # bytes of a channel, from which on its last rows get their results first
+    LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
+    LONG_LAST_FIRST = 1 << 20   # the same in a forward on rows of more than a fold
 
 
 cdef struct Plan:
@@ -28,7 +34,11 @@ cdef struct Plan:
     Py_ssize_t group            # channels that go side by side: one, where long rows are written by whole lines
     bint rows_in_turn           # short rows, all of them in place; else piece by piece
     Py_ssize_t in_one_go        # of them are summed before the neighbour's
-    bint last_first             # results are taken from the last row to the first
+    Py_ssize_t ahead            # rows of a channel from what is summed to what is asked for, ...
+    Py_ssize_t further          # ... and bytes
+    bint near                   # which comes soon, not later
+    bint last_first             # results are taken from the last row to the first, ...
+    bint asks                   # ... and what they need is asked for
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
@@ -125,10 +135,24 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
     if plan.stream and plan.plane >= SHORT:
         plan.group = 1
+    plan.near = plan.segments > 0 and plan.stream and not call.backward
+    plan.ahead = 0 if plan.near else rows_ahead(&plan)
+    plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
-    plan.last_first = channel_bytes*arrays >= LAST_FIRST
+    plan.last_first = channel_bytes*arrays >= (LONG_LAST_FIRST if plan.near else LAST_FIRST)
+    plan.asks = plan.last_first and not call.backward and not (plan.near and call.stores == PAST_CACHE)
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample
     return plan
+
+
+cdef inline Py_ssize_t rows_ahead(const Plan *plan) noexcept nogil:
+    """How many rows there are between those that are summed and those that are asked for. Past the end of a short row
+    processors read on by themselves: what stands there is best asked for too, and that is the next channel's row.
+    """
+    cdef Py_ssize_t row = plan.plane*plan.loops.itemsize
+    if plan.segments:
+        return min(plan.rows, BYTES_AHEAD//row)
+    return min(plan.rows, ROWS_AHEAD if row > SHORTER else max(1, BYTES_AHEAD//(row*plan.group)))
 
 
 cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:

@@ -18,6 +18,17 @@ cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t le
     return length >= LANES and not (channel.far or due.numbers.any_wide)
 
 
+cdef inline Place place_ahead(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t start) noexcept nogil:
+    """What is asked for when a channel comes to value `start` of a row: of the next group, where its own rows end."""
+    cdef Place at
+    row += plan.ahead
+    if row >= plan.rows:
+        c = min(c + plan.group, plan.call.channels - 1)
+        row -= plan.rows
+    at = row_of(plan.call, c, row)
+    return shifted(&at, start*plan.loops.itemsize + plan.further)
+
+
 cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
                     Py_ssize_t length) noexcept nogil:
     """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results."""
@@ -40,10 +51,7 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
         return
     at = row_of(call, channel.c, row)
     at = shifted(&at, start*itemsize)
-    if start + length == plan.plane:
-        soon = row_of(call, channel.c, min(row + 1, plan.rows - 1))
-    else:
-        soon = shifted(&at, length*itemsize)
+    soon = place_ahead(plan, channel.c, row, start)
     if due == NULL:
         sum_spans_of(channel, &at, &soon, rows, length)
         return
@@ -104,7 +112,7 @@ cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noex
     cdef const Plan *plan = channels.plan
     cdef const Due *due = channels.due
     cdef Place due_at = row_of(plan.call, due.c, row), at = row_of(plan.call, channels.c, row)
-    cdef Place soon = row_of(plan.call, channels.c, min(row + 1, plan.rows - 1))
+    cdef Place soon = place_ahead(plan, channels.c, row, 0)
     cdef Steps ahead = distance(&at, &soon)
     plan.loops.sweep_neighbours(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, due.carry, &at, &ahead,
                                 &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)

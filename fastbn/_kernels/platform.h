@@ -109,13 +109,17 @@ static inline void store_half_line(void *to, const void *line) { memcpy(to, line
 static inline void store_line(void *to, const void *line) { memcpy(to, line, 64); }
 #endif
 
-/* Ask for a line that will be read soon. Any address will do. */
+/* Ask for a line that will be read soon; or later, into a second-level cache: of such requests many more may be on their
+   way at once. Any address will do. */
 #if defined(__GNUC__)
 #define prefetch_line(address) __builtin_prefetch(address)
+#define prefetch_later(address) __builtin_prefetch(address, 0, 2)
 #elif defined(_M_X64)
 #define prefetch_line(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+#define prefetch_later(address) _mm_prefetch((const char *)(address), _MM_HINT_T1)
 #else
 #define prefetch_line(address) ((void)(address))
+#define prefetch_later(address) ((void)(address))
 #endif
 
 /* What stood in *place; now `memory` does. No other thread gets the same. */

@@ -8,7 +8,8 @@ cdef struct Carry:
     # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
-    bint asks                   # what is read has been driven out of a second-level cache meanwhile, and is asked for
+    bint near                   # what is asked for, to be summed, comes soon, not later: forward only
+    bint asks                   # what is read has been driven out of a second-level cache, and is asked for: the same
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
@@ -137,8 +138,8 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
 
 # ---- by whole lines, past the cache or as if
 
-cdef inline void begin_carry(Carry *carry, const Call *call, bint asks) noexcept nogil:
-    carry.past, carry.asks, carry.owed = call.stores == PAST_CACHE, asks, 0
+cdef inline void begin_carry(Carry *carry, const Call *call, bint near, bint asks) noexcept nogil:
+    carry.past, carry.near, carry.asks, carry.owed = call.stores == PAST_CACHE, near, asks, 0
 
 
 cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
@@ -253,11 +254,11 @@ cdef inline void owe(Carry *carry, const Place *at, Py_ssize_t length, Py_ssize_
 
 cdef inline void ask_for_values(const Place *at, Py_ssize_t i, const stored *typed, const formula *what) noexcept nogil:
     if reads_x(what):
-        prefetch_lanes(<const stored *>at.x + i + CHUNK)
+        prefetch_lanes(<const stored *>at.x + i + CHUNK, False)
     if reads_dy(what):
-        prefetch_lanes(<const stored *>at.dy + i + CHUNK)
+        prefetch_lanes(<const stored *>at.dy + i + CHUNK, False)
     if reads_y(what):
-        prefetch_lanes(<const stored *>at.y + i + CHUNK)
+        prefetch_lanes(<const stored *>at.y + i + CHUNK, False)
 
 
 cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
@@ -339,35 +340,35 @@ cdef enum:
 
 
 cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                            const Coefficients *f, const stored *typed, const formula *what, lanes_t *s,
+                            const Coefficients *f, bint later, const stored *typed, const formula *what, lanes_t *s,
                             lanes_t *t) noexcept nogil:
     """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there."""
     if formula is Gradient or formula is Scaled:
-        add_some(at, ahead, i, length, center, f, typed, <const Products *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const Products *>NULL, s, t)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        add_some(at, ahead, i, length, center, f, typed, <const ClippedProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const ClippedProducts *>NULL, s, t)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        add_some(at, ahead, i, length, center, f, typed, <const LeakyProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const LeakyProducts *>NULL, s, t)
     elif is_clipped_join(what):
-        add_some(at, ahead, i, length, center, f, typed, <const ClippedJoinProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const ClippedJoinProducts *>NULL, s, t)
     elif is_leaky_join(what):
-        add_some(at, ahead, i, length, center, f, typed, <const LeakyJoinProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const LeakyJoinProducts *>NULL, s, t)
     elif is_undone(what):
-        add_some(at, ahead, i, length, center, f, typed, <const UndoneProducts *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const UndoneProducts *>NULL, s, t)
     else:
-        add_some(at, ahead, i, length, center, f, typed, <const Deviations *>NULL, s, t)
+        add_some(at, ahead, i, length, center, f, later, typed, <const Deviations *>NULL, s, t)
 
 
-cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t until, const Coefficients *own,
+cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                    const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
-                                   const Coefficients *z, bint past, bint asks, const stored *typed,
+                                   const Coefficients *z, bint past, bint near, bint asks, const stored *typed,
                                    const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values, from k of the other on;
     where they end.
     """
-    cdef Py_ssize_t rest = until - LANES
+    cdef Py_ssize_t rest = length - LANES
     while i <= rest:
-        add_beside(at, soon, k, 0, center, z, typed, what, s, t)
+        add_beside(at, soon, k, 0, center, z, not near, typed, what, s, t)
         k += LANES
         if asks:
             ask_for_values(out, i, typed, what)
@@ -376,18 +377,29 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t un
     return i
 
 
-cdef inline Py_ssize_t sweep_part(const Place *out, Py_ssize_t i, Py_ssize_t until, const Coefficients *own,
-                                  const Carry *carry, const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
-                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
-                                  lanes_t *t) noexcept nogil:
-    """The same, in the one of four loops that this call wants."""
-    if carry.past or not is_forward(what):
-        if carry.asks:
-            return sweep_lines(out, i, until, own, at, soon, k, center, z, True, True, typed, what, s, t)
-        return sweep_lines(out, i, until, own, at, soon, k, center, z, True, False, typed, what, s, t)
+cdef inline Py_ssize_t sweep_forward(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
+                                     const Carry *carry, const Place *at, const Place *soon, lanes_t center,
+                                     const Coefficients *z, bint past, const stored *typed, const formula *what,
+                                     lanes_t *s, lanes_t *t) noexcept nogil:
+    """Those of a row, in the one of four loops that this call wants."""
+    if carry.near and carry.asks:
+        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, True, True, typed, what, s, t)
+    if carry.near:
+        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, True, False, typed, what, s, t)
     if carry.asks:
-        return sweep_lines(out, i, until, own, at, soon, k, center, z, False, True, typed, what, s, t)
-    return sweep_lines(out, i, until, own, at, soon, k, center, z, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, False, True, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, False, False, typed, what, s, t)
+
+
+cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
+                                 const Carry *carry, const Place *at, const Place *soon, lanes_t center,
+                                 const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
+                                 lanes_t *t) noexcept nogil:
+    if not is_forward(what):
+        return sweep_lines(out, i, length, own, at, soon, 0, center, z, True, False, False, typed, what, s, t)
+    if carry.past:
+        return sweep_forward(out, i, length, own, carry, at, soon, center, z, True, typed, what, s, t)
+    return sweep_forward(out, i, length, own, carry, at, soon, center, z, False, typed, what, s, t)
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -397,25 +409,20 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     """The results of `count` rows of one channel, the sums of as many of another: by whole lines, only."""
     cdef Coefficients own = coefficients(f, 0, typed, what), z
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
-    cdef Py_ssize_t row, k, i, start, until, near = near_end(length)
-    cdef int part
+    cdef Py_ssize_t row, k, i, start
     cdef Place out = due[0], at = first[0], soon
     z.act, z.gate = own.act, about.gate
     for row in range(count):
-        k = 0
-        i = stream_first(&out, &own, carry, typed, what)
-        for part in range(0 if near > 0 else 1, 2):
-            until = length if part else near + i
-            soon = ahead_of(&at, ahead, length, near, part, typed)
-            start = i
-            i = sweep_part(&out, i, until, &own, carry, &at, &soon, k, center, &z, typed, what, &s, &t)
-            k += i - start
+        soon = moved(&at, ahead)
+        start = stream_first(&out, &own, carry, typed, what)
+        i = sweep_row(&out, start, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
+        k = i - start
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
-            add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, 0, center, &z, True, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, length, center, &z, True, typed, what, &s, &t)
         out, at = moved(&out, step), moved(&at, next_step)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
@@ -450,7 +457,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, False, typed, what, &s, &t)
+            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, False, False, typed, what, &s, &t)
             k += i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
@@ -461,10 +468,10 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             owe(carry, &out, length, length - i, f, channel, typed, what)
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         while k <= rest:
-            add_beside(&at, &soon, k, 0, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, 0, center, &z, True, typed, what, &s, &t)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, center, &z, typed, what, &s, &t)
+            add_beside(&at, &soon, k, length, center, &z, True, typed, what, &s, &t)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         out, at = moved(&out, step), moved(&at, step)

@@ -27,7 +27,7 @@ cdef void sums_of_rows(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py_ss
         for i in range(rows):
             x, dy = <const stored *>at[i].x + column, <const stored *>at[i].dy + column
             y = <const stored *>at[i].y + column
-            ask_for_line(dy + ahead, x + ahead, y + ahead, of)
+            ask_for_line(dy + ahead, x + ahead, y + ahead, False, of)
             add_line(dy, x, y, center, &f, about.column + column, of, &s, &t)
         lanes_store(s_of + column, s)
         lanes_store(t_of + column, t)

@@ -1,9 +1,5 @@
 # Sums over spans: runs of values of one channel.
 
-cdef enum:
-    SOON = 512              # values, at which long rows are asked for before they are summed
-
-
 cdef struct Lanes:
     double s[LANES]
     double t[LANES]
@@ -28,82 +24,63 @@ cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
 
 
 cdef inline void add_and_ask(const Place *at, const Place *ahead, Py_ssize_t i, lanes_t center,
-                             const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                             const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
                              lanes_t *t) noexcept nogil:
-    """The sums of LANES values from i on. What stands `ahead` is asked for."""
+    """The sums of LANES values from i on. What stands `ahead` is asked for, and comes soon, or `later`."""
     cdef const stored *x = <const stored *>at.x
     cdef const stored *dy = <const stored *>at.dy
     cdef const stored *y = <const stored *>at.y
-    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, of)
+    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, later, of)
     add_line(dy + i, x + i, y + i, center, f, 0, of, s, t)
 
 
 cdef inline void add_end(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                         const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                         const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
                          lanes_t *t) noexcept nogil:
     """The same of fewer values from i on, up to the end of a row."""
     cdef const stored *x = <const stored *>at.x
     cdef const stored *dy = <const stored *>at.dy
     cdef const stored *y = <const stored *>at.y
-    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, of)
+    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, later, of)
     add_last(dy, x, y, length, length - i, center, f, 0, of, s, t)
 
 
 cdef inline void add_some(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                          const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+                          const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
                           lanes_t *t) noexcept nogil:
     """add_end(), or with a length of 0, which is known when this is compiled, add_and_ask()."""
     if length == 0:
-        add_and_ask(at, ahead, i, center, f, typed, of, s, t)
+        add_and_ask(at, ahead, i, center, f, later, typed, of, s, t)
     else:
-        add_end(at, ahead, i, length, center, f, typed, of, s, t)
+        add_end(at, ahead, i, length, center, f, later, typed, of, s, t)
 
 
-cdef inline Py_ssize_t near_end(Py_ssize_t length) noexcept nogil:
-    """Of a long row, up to where what comes SOON is still in the row, in whole lines."""
-    return (length - SOON)//LANES*LANES if length > SOON else 0
-
-
-cdef inline Place ahead_of(const Place *at, const Steps *ahead, Py_ssize_t length, Py_ssize_t near, int part,
-                           const stored *typed) noexcept nogil:
-    """What is asked for: in the first part of a long row, up to `near`, the rest of it, else what is `ahead`."""
-    cdef Place to = moved(at, ahead)
-    if part == 0:
-        return shifted(at, (length - near)*<Py_ssize_t>sizeof(stored))
-    return shifted(&to, -near*<Py_ssize_t>sizeof(stored))
-
-
-cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length, Py_ssize_t near, lanes_t center,
-                         const Coefficients *f, const stored *typed, const summed *of, lanes_t *s,
+cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length, lanes_t center,
+                         const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
                          lanes_t *t) noexcept nogil:
-    """The sums of a row. Up to `near` what comes later in it is asked for, then what is `ahead`."""
-    cdef Py_ssize_t i = 0, end = length//LANES*LANES, rest
-    cdef int part
-    cdef Place soon
+    """The sums of a row. What is `ahead` is asked for."""
+    cdef Py_ssize_t i = 0, end = length//LANES*LANES, rest = end - LANES
+    cdef Place soon = moved(at, ahead)
     if length < LANES:
-        soon = moved(at, ahead)
-        add_end(at, &soon, 0, length, center, f, typed, of, s, t)
+        add_end(at, &soon, 0, length, center, f, later, typed, of, s, t)
         return
-    for part in range(0 if near > 0 else 1, 2):
-        rest = (end if part else near) - LANES
-        soon = ahead_of(at, ahead, length, near, part, typed)
-        while True:             # there is a line in either part
-            add_and_ask(at, &soon, i, center, f, typed, of, s, t)
-            i += LANES
-            if i > rest:
-                break
+    while True:                 # there is a line
+        add_and_ask(at, &soon, i, center, f, later, typed, of, s, t)
+        i += LANES
+        if i > rest:
+            break
     if end < length:            # (not i, which compilers do not know to be the same for all rows)
-        add_end(at, &soon, end, length, center, f, typed, of, s, t)
+        add_end(at, &soon, end, length, center, f, later, typed, of, s, t)
 
 
 cdef inline void add_rows(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,
-                          Py_ssize_t length, Py_ssize_t near, lanes_t center, const Coefficients *f,
-                          const stored *typed, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+                          Py_ssize_t length, lanes_t center, const Coefficients *f, bint later, const stored *typed,
+                          const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of `count` rows."""
     cdef Place at = first[0]
     cdef Py_ssize_t row
     for row in range(count):
-        add_row(&at, ahead, length, near, center, f, typed, of, s, t)
+        add_row(&at, ahead, length, center, f, later, typed, of, s, t)
         at = moved(&at, step)
 
 
@@ -114,7 +91,7 @@ cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *ste
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Coefficients own
     own.act, own.gate = about.act, about.gate
-    add_rows(first, ahead, step, count, length, near_end(length), center, &own, typed, of, &s, &t)
+    add_rows(first, ahead, step, count, length, center, &own, True, typed, of, &s, &t)
     lanes_store(lanes.s, s)
     lanes_store(lanes.t, t)
 
@@ -135,7 +112,7 @@ cdef void sums_of_neighbours(const Place *first, const Steps *sample, const Step
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         own.act, own.gate = about.act, about.gate
         soon = neighbour[0] if k + 1 < channels else ahead[0]
-        add_rows(&channel, &soon, sample, rows, length, 0, center, &own, typed, of, &s, &t)
+        add_rows(&channel, &soon, sample, rows, length, center, &own, False, typed, of, &s, &t)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         channel = moved(&channel, neighbour)
@@ -157,6 +134,6 @@ cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps 
             own.gate = about.gates[k]
         s = t = lanes_all(0)
         center = lanes_all(about.center[k])
-        add_rows(&channel, neighbour, sample, rows, length, 0, center, &own, typed, of, &s, &t)
+        add_rows(&channel, neighbour, sample, rows, length, center, &own, False, typed, of, &s, &t)
         lanes_sums(s, t, &s_of[k], &t_of[k])
         channel = moved(&channel, neighbour)

@@ -199,10 +199,11 @@ cdef inline void add_last(const stored *dy, const stored *x, const stored *y, Py
         t[0] = lanes_add_few(lanes_mul(by, d), t[0])
 
 
-cdef inline void ask_for_line(const stored *dy, const stored *x, const stored *y, const summed *of) noexcept nogil:
-    """Values that come next, on their way."""
-    prefetch_lanes(x)
+cdef inline void ask_for_line(const stored *dy, const stored *x, const stored *y, bint later,
+                              const summed *of) noexcept nogil:
+    """Values that come soon, or `later`, on their way."""
+    prefetch_lanes(x, later)
     if sums_dy(of):
-        prefetch_lanes(dy)
+        prefetch_lanes(dy, later)
     if sums_by_y(of):
-        prefetch_lanes(y)
+        prefetch_lanes(y, later)
