@@ -142,6 +142,20 @@ cdef inline void begin_carry(Carry *carry, const Call *call, bint near, bint ask
     carry.past, carry.near, carry.asks, carry.owed = call.stores == PAST_CACHE, near, asks, 0
 
 
+cdef inline void ask_for_end(const char *end) noexcept nogil:
+    if <uintptr_t>end % 64 != 0:
+        prefetch_line(end)
+
+
+cdef inline void ask_for_ends(const Place *at, Py_ssize_t bytes) noexcept nogil:
+    """Ask for the lines that results soon share with what stands beside them: others are written without being read."""
+    ask_for_end(at.out)
+    ask_for_end(at.out + bytes)
+    if at.dresidual != NULL:
+        ask_for_end(at.dresidual)
+        ask_for_end(at.dresidual + bytes)
+
+
 cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
                                 const formula *what) noexcept nogil:
     if is_forward(what) and not past:
@@ -410,10 +424,11 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     cdef Coefficients own = coefficients(f, 0, typed, what), z
     cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t row, k, i, start
-    cdef Place out = due[0], at = first[0], soon
+    cdef Place out = due[0], at = first[0], soon, following
     z.act, z.gate = own.act, about.gate
     for row in range(count):
-        soon = moved(&at, ahead)
+        soon, following = moved(&at, ahead), moved(&out, step)
+        ask_for_ends(&following, length*<Py_ssize_t>sizeof(stored))
         start = stream_first(&out, &own, carry, typed, what)
         i = sweep_row(&out, start, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
         k = i - start
