@@ -356,7 +356,11 @@ cdef enum:
 cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
                             const Coefficients *f, bint later, const stored *typed, const formula *what, lanes_t *s,
                             lanes_t *t) noexcept nogil:
-    """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there."""
+    """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there. A residual is
+    read with the results, which are due when the next channel is summed: it is asked for now.
+    """
+    if is_forward(what) and reads_dy(what):
+        prefetch_lanes(<const stored *>at.dy + i, True)
     if formula is Gradient or formula is Scaled:
         add_some(at, ahead, i, length, center, f, later, typed, <const Products *>NULL, s, t)
     elif formula is ClippedGradient or formula is ClippedScaled:
