@@ -5,10 +5,10 @@ cdef enum:
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 400 << 10     # of each array, at most, from what is summed to what is asked for
-    ROWS_AHEAD = 4          # the same in rows of a fold, but not in those ...
-    SHORTER = 8192          # ... that take no more bytes
-    LATER = 16384           # the same in rows of more than BYTES_AHEAD
-    SOON = 2048             # the same where it is near
+    BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
+    ROWS_AHEAD = 4          # from what is summed to what is asked for, in longer rows that are not cut into folds
+    LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
+    SOON = 2048             # bytes, the same where that is near
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
@@ -152,7 +152,7 @@ cdef inline Py_ssize_t rows_ahead(const Plan *plan) noexcept nogil:
     cdef Py_ssize_t row = plan.plane*plan.loops.itemsize
     if plan.segments:
         return min(plan.rows, BYTES_AHEAD//row)
-    return min(plan.rows, ROWS_AHEAD if row > SHORTER else max(1, BYTES_AHEAD//(row*plan.group)))
+    return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, BYTES_AHEAD//(row*plan.group)))
 
 
 cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:

@@ -64,7 +64,7 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
 
 cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *soon, Py_ssize_t count,
                               Py_ssize_t length) noexcept nogil:
-    """What is read `soon`, after the first row, is asked for."""
+    """What is to be asked for with the first row stands at `soon`."""
     cdef const Plan *plan = channel.plan
     cdef sum_spans sum = plan.loops.sum_spans_again if channel.far else plan.loops.sum_spans
     cdef Steps ahead = distance(at, soon)

@@ -8,8 +8,8 @@ cdef struct Carry:
     # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
-    bint near                   # what is asked for, to be summed, comes soon, not later: forward only
-    bint asks                   # what is read has been driven out of a second-level cache, and is asked for: the same
+    bint near                   # what is asked for because it will be summed comes soon, not later: forward only
+    bint asks                   # what results need has left the second-level cache, and is asked for: forward only
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
@@ -378,13 +378,13 @@ cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, P
 
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
-                                   const Place *at, const Place *soon, Py_ssize_t k, lanes_t center,
-                                   const Coefficients *z, bint past, bint near, bint asks, const stored *typed,
-                                   const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
-    """Whole lines of results, from value i of one row on, each with the sums of as many values, from k of the other on;
-    where they end.
+                                   const Place *at, const Place *soon, lanes_t center, const Coefficients *z,
+                                   bint past, bint near, bint asks, const stored *typed, const formula *what,
+                                   lanes_t *s, lanes_t *t) noexcept nogil:
+    """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
+    first on; where they end.
     """
-    cdef Py_ssize_t rest = length - LANES
+    cdef Py_ssize_t rest = length - LANES, k = 0
     while i <= rest:
         add_beside(at, soon, k, 0, center, z, not near, typed, what, s, t)
         k += LANES
@@ -399,22 +399,23 @@ cdef inline Py_ssize_t sweep_forward(const Place *out, Py_ssize_t i, Py_ssize_t 
                                      const Carry *carry, const Place *at, const Place *soon, lanes_t center,
                                      const Coefficients *z, bint past, const stored *typed, const formula *what,
                                      lanes_t *s, lanes_t *t) noexcept nogil:
-    """Those of a row, in the one of four loops that this call wants."""
+    """The whole lines of a row, in the one of four loops that this call wants."""
     if carry.near and carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, True, True, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, past, True, True, typed, what, s, t)
     if carry.near:
-        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, True, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, past, True, False, typed, what, s, t)
     if carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, False, True, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, 0, center, z, past, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, past, False, True, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, past, False, False, typed, what, s, t)
 
 
 cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                  const Carry *carry, const Place *at, const Place *soon, lanes_t center,
                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
                                  lanes_t *t) noexcept nogil:
+    """The whole lines of a row: a backward, always past the cache, has but one loop."""
     if not is_forward(what):
-        return sweep_lines(out, i, length, own, at, soon, 0, center, z, True, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, typed, what, s, t)
     if carry.past:
         return sweep_forward(out, i, length, own, carry, at, soon, center, z, True, typed, what, s, t)
     return sweep_forward(out, i, length, own, carry, at, soon, center, z, False, typed, what, s, t)
@@ -476,8 +477,8 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_lines(&out, i, length, &own, &at, &soon, k, center, &z, True, False, False, typed, what, &s, &t)
-            k += i - start
+            i = sweep_lines(&out, i, length, &own, &at, &soon, center, &z, True, False, False, typed, what, &s, &t)
+            k = i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)
         while i <= rest:
