@@ -130,6 +130,11 @@ cdef inline bint is_chosen(const formula *what) noexcept nogil:
     return is_gated(what) or reads_y(what) or is_undone(what)
 
 
+cdef inline bint is_short(const formula *what) noexcept nogil:
+    """Whether a line takes so few operations that processors run far ahead."""
+    return formula is Normalized or formula is Clipped or formula is ClippedJoin or formula is Gradient
+
+
 cdef inline bint is_gradient(const formula *what) noexcept nogil:
     """In full: with the terms that the statistics bring."""
     return (formula is Gradient or formula is ClippedGradient or formula is LeakyGradient

@@ -20,6 +20,7 @@ cdef extern from "platform.h":
     void store_half_line(void *to, const void *line) noexcept nogil
     void store_line(void *to, const void *line) noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
+    void hold_back(bint longer) noexcept nogil
     void prefetch_later(const void *address) noexcept nogil
 
 cdef extern from "lanes.h":
@@ -38,6 +39,8 @@ cdef extern from "lanes.h":
     lanes_t lanes_add_few(lanes_t x, lanes_t y) noexcept nogil
     lanes_t lanes_add_exact_few(lanes_t x, lanes_t y, lanes_t z) noexcept nogil
     lanes_t lanes_last(lanes_t x, Py_ssize_t n) noexcept nogil
+    void lanes_in_registers(lanes_t *x) noexcept nogil
+    void lanes_add_both(const float *dy, const float *x, lanes_t *s, lanes_t *t) noexcept nogil
     lanes_t lanes_add_widened(lanes_t x, const float *, lanes_t z) noexcept nogil
     lanes_t lanes_leak(lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope) noexcept nogil
     lanes_t lanes_leak_above_0(lanes_t dy, lanes_t y, double slope) noexcept nogil

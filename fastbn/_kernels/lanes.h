@@ -127,6 +127,23 @@ LANES_FUNCTION(lanes_add_exact, (lanes_t x, lanes_t y, lanes_t z), PART)
 LANES_FUNCTION(lanes_add_widened, (lanes_t x, const float *p, lanes_t z), PART)
 #undef PART
 
+/* s += dy, t += dy*x for values that were float32, part by part: that takes the fewest registers of all. */
+#define PART(f, i) { \
+    part_t g = PART_WIDEN(dy + i); \
+    s->f = PART_ADD(s->f, g); \
+    t->f = PART_ADD_EXACT(g, PART_WIDEN(x + i), t->f); \
+}
+static inline void lanes_add_both(const float *dy, const float *x, lanes_t *s, lanes_t *t) { EACH_PART(PART) }
+#undef PART
+
+/* Where registers are few, let compilers keep something else in memory: a sum would have to go through it line by line. */
+#if defined(__AVX__) && defined(__GNUC__)
+#define IN_REGISTERS(x) __asm__("" : "+x"((x).a), "+x"((x).b), "+x"((x).c), "+x"((x).d))
+#else
+#define IN_REGISTERS(x) ((void)0)
+#endif
+static inline void lanes_in_registers(lanes_t *x) { IN_REGISTERS(*x); }
+
 /* dy where low <= x <= high, else dy*slope. */
 #define PART(f, i) r.f = PART_MUL(dy.f, PART_CHOOSE(PART_WITHIN(x.f, low.f, high.f), PART_ALL(1.0), PART_ALL(slope)));
 LANES_FUNCTION(lanes_leak, (lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope), PART)

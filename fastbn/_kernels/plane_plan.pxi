@@ -4,7 +4,7 @@ cdef enum:
     SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
-    BYTES_AHEAD = 400 << 10     # of each array, at most, from what is summed to what is asked for
+    BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
     BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
     ROWS_AHEAD = 4          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
@@ -15,6 +15,7 @@ cdef enum:
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
+    HELD_BACK = 32 << 20    # bytes of all arrays, which no last-level cache holds: from there on results are held back
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same in a forward on rows of more than a fold
@@ -36,6 +37,7 @@ cdef struct Plan:
     Py_ssize_t in_one_go        # of them are summed before the neighbour's
     Py_ssize_t ahead            # rows of a channel from what is summed to what is asked for, ...
     Py_ssize_t further          # ... and bytes
+    bint holds                  # results are held back, see hold_back()
     bint near                   # which comes soon, not later
     bint last_first             # results are taken from the last row to the first, ...
     bint asks                   # ... and what they need is asked for
@@ -135,24 +137,25 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
     if plan.stream and plan.plane >= SHORT:
         plan.group = 1
-    plan.near = plan.segments > 0 and plan.stream and not call.backward
-    plan.ahead = 0 if plan.near else rows_ahead(&plan)
+    plan.holds = call.stores == PAST_CACHE and call.channels*channel_bytes*(arrays + 1) >= HELD_BACK
+    plan.near = plan.segments > 0 and plan.stream and call.stores == WHOLE_LINES
+    plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)
     plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*arrays >= (LONG_LAST_FIRST if plan.near else LAST_FIRST)
-    plan.asks = plan.last_first and not call.backward and not (plan.near and call.stores == PAST_CACHE)
+    plan.asks = plan.last_first and (call.stores == WHOLE_LINES or (call.dy != NULL and not call.backward))
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample
     return plan
 
 
-cdef inline Py_ssize_t rows_ahead(const Plan *plan) noexcept nogil:
+cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
     """How many rows there are between those that are summed and those that are asked for. Past the end of a short row
     processors read on by themselves: what stands there is best asked for too, and that is the next channel's row.
     """
-    cdef Py_ssize_t row = plan.plane*plan.loops.itemsize
+    cdef Py_ssize_t row = plan.plane*plan.loops.itemsize, rows = BYTES_AHEAD//(row*arrays)
     if plan.segments:
-        return min(plan.rows, BYTES_AHEAD//row)
-    return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, BYTES_AHEAD//(row*plan.group)))
+        return min(plan.rows, rows)
+    return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, rows//plan.group))
 
 
 cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:

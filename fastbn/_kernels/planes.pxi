@@ -14,7 +14,7 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     """The values begin..end of a channel, by one of a team."""
     cdef Due due = (<const Due *>task)[0]
     cdef Carry carry
-    begin_carry(&carry, due.plan.call, False, False)
+    begin_carry(&carry, due.plan.call, False, False, False)
     if due.plan.stream:
         due.carry = &carry
     apply_to_values(&due, 0, begin, end)
@@ -72,7 +72,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     cdef Due due
     if begin == end:        # fewer channels than threads
         return
-    begin_carry(&carry, call, plan.near, plan.asks)
+    begin_carry(&carry, call, plan.holds, plan.near, plan.asks)
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
     find_gates(call, plan.loops.find_gates, begin, end - begin)
     if goes_by_groups(call):

@@ -64,6 +64,15 @@ static inline void stream_half_line(void *to, const void *line) { memcpy(to, lin
 static inline void stream_fence(void) {}
 #endif
 
+/* Stores that no one reads, to make a processor wait: they fill the queue in which lines that go past the cache wait
+   their turn. It runs less far ahead then of what it has asked for. */
+static inline void hold_back(int longer) {
+    volatile int64_t line[10];
+    line[0] = 0, line[1] = 0, line[2] = 0, line[3] = 0, line[4] = 0, line[5] = 0;
+    if (longer)
+        line[6] = 0, line[7] = 0, line[8] = 0, line[9] = 0;
+}
+
 /* Lines by way of the cache: compilers copy them through the stack otherwise. The lower part goes first: left alone,
    compilers write the upper one first, and where lines of results do not begin where cache lines do, that takes twice
    as long (15 ns a row of 49 values instead of 8, Emerald Rapids). IN_ORDER orders what compilers do, and is no

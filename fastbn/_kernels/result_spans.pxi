@@ -8,6 +8,7 @@ cdef struct Carry:
     # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
+    bint holds                  # they go no faster than they can be taken
     bint near                   # what is asked for because it will be summed comes soon, not later: forward only
     bint asks                   # what results need has left the second-level cache, and is asked for: forward only
     Py_ssize_t owed             # values
@@ -138,8 +139,9 @@ cdef inline void store_span(const Place *at, Py_ssize_t length, const Numbers *f
 
 # ---- by whole lines, past the cache or as if
 
-cdef inline void begin_carry(Carry *carry, const Call *call, bint near, bint asks) noexcept nogil:
-    carry.past, carry.near, carry.asks, carry.owed = call.stores == PAST_CACHE, near, asks, 0
+cdef inline void begin_carry(Carry *carry, const Call *call, bint holds, bint near, bint asks) noexcept nogil:
+    carry.past, carry.owed = call.stores == PAST_CACHE, 0
+    carry.holds, carry.near, carry.asks = holds, near, asks
 
 
 cdef inline void ask_for_end(const char *end) noexcept nogil:
@@ -379,7 +381,7 @@ cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, P
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                    const Place *at, const Place *soon, lanes_t center, const Coefficients *z,
-                                   bint past, bint near, bint asks, const stored *typed, const formula *what,
+                                   bint past, bint holds, bint near, bint asks, const stored *typed, const formula *what,
                                    lanes_t *s, lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
     first on; where they end.
@@ -387,7 +389,12 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
     cdef Py_ssize_t rest = length - LANES, k = 0
     while i <= rest:
         add_beside(at, soon, k, 0, center, z, not near, typed, what, s, t)
+        if formula is not LeakyGradient and formula is not LeakyScaled:     # they need too many others
+            lanes_in_registers(s)
+            lanes_in_registers(t)
         k += LANES
+        if holds:
+            hold_back(reads_dy(what))
         if asks:
             ask_for_values(out, i, typed, what)
         stream_some(out, i, own, past, typed, what)
@@ -395,30 +402,22 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
     return i
 
 
-cdef inline Py_ssize_t sweep_forward(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
-                                     const Carry *carry, const Place *at, const Place *soon, lanes_t center,
-                                     const Coefficients *z, bint past, const stored *typed, const formula *what,
-                                     lanes_t *s, lanes_t *t) noexcept nogil:
-    """The whole lines of a row, in the one of four loops that this call wants."""
-    if carry.near and carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, past, True, True, typed, what, s, t)
-    if carry.near:
-        return sweep_lines(out, i, length, own, at, soon, center, z, past, True, False, typed, what, s, t)
-    if carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, past, False, True, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, center, z, past, False, False, typed, what, s, t)
-
-
 cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                  const Carry *carry, const Place *at, const Place *soon, lanes_t center,
                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
                                  lanes_t *t) noexcept nogil:
-    """The whole lines of a row: a backward, always past the cache, has but one loop."""
-    if not is_forward(what):
-        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, typed, what, s, t)
-    if carry.past:
-        return sweep_forward(out, i, length, own, carry, at, soon, center, z, True, typed, what, s, t)
-    return sweep_forward(out, i, length, own, carry, at, soon, center, z, False, typed, what, s, t)
+    """The whole lines of a row, in the loop that this call wants: a backward is always past the cache."""
+    if not is_forward(what) or carry.past:
+        if carry.holds and is_short(what):
+            return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, typed, what, s, t)
+    if carry.near and carry.asks:
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, True, typed, what, s, t)
+    if carry.near:
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, False, typed, what, s, t)
+    if carry.asks:
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, True, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, False, typed, what, s, t)
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -477,7 +476,8 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if is_forward(what) and length >= LINE_BY_LINE:
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_lines(&out, i, length, &own, &at, &soon, center, &z, True, False, False, typed, what, &s, &t)
+            i = sweep_lines(&out, i, length, &own, &at, &soon, center, &z, True, False, False, False, typed, what, &s,
+                            &t)
             k = i - start
             lanes_store(lanes.s, s)
             lanes_store(lanes.t, t)

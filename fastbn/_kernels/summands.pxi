@@ -163,6 +163,12 @@ cdef inline void add_line(const stored *dy, const stored *x, const stored *y, la
                           Py_ssize_t column, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums of LANES values, the first of which stands in `column`."""
     cdef lanes_t g, by, d
+    if stored is float and summed is Deviations:
+        lanes_add_both(x, x, s, t)
+        return
+    if stored is float and summed is Products:
+        lanes_add_both(dy, x, s, t)
+        return
     summands(dy, x, y, center, f, column, of, &g, &by, &d)
     s[0] = lanes_add(s[0], g)
     if stored is float and are_exact(x, of) and sums_dy(of):
