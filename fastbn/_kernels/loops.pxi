@@ -13,7 +13,7 @@ ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps 
 ctypedef void (*apply_spans)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
-                             Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Lanes *,
+                             Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Folds *,
                              const void *, const void *) noexcept nogil
 ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length,
                                   const Numbers *, Carry *, const Place *at, const Steps *ahead, const Center *,

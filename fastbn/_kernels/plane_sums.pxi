@@ -13,9 +13,9 @@ cdef struct Channel:
     Sums *parts                 # of all blocks, where threads share the channel
 
 
-cdef inline bint can_sweep(const Channel *channel, const Due *due, Py_ssize_t length) noexcept nogil:
-    """Whether results and sums may be taken in one loop."""
-    return length >= LANES and not (channel.far or due.numbers.any_wide)
+cdef inline Py_ssize_t due_row(const Plan *plan, Py_ssize_t row) noexcept nogil:
+    """The row that gets its results while this one is summed."""
+    return plan.rows - 1 - row if plan.last_first else row
 
 
 cdef inline Place place_ahead(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py_ssize_t start) noexcept nogil:
@@ -34,32 +34,20 @@ cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_
     """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results."""
     cdef Tiles tiles
     cdef const Plan *plan = channel.plan
-    cdef const Call *call = plan.call
-    cdef const Due *due = channel.due
-    cdef Py_ssize_t itemsize = plan.loops.itemsize, i, where
-    cdef Py_ssize_t due_row = plan.rows - 1 - row if plan.last_first else row
-    cdef Place at, soon, due_at
-    cdef Steps ahead
-    if due != NULL and not can_sweep(channel, due, length):
-        for i in range(rows):
-            where = (due_row - i if plan.last_first else due_row + i)*plan.plane + start
-            apply_to_values(due, 0, where, where + length)
-        due = NULL
+    cdef Py_ssize_t i, where
+    cdef Place at, soon
+    if channel.due != NULL:
+        for i in range(row, row + rows):
+            where = due_row(plan, i)*plan.plane + start
+            apply_to_values(channel.due, 0, where, where + length)
     if plan.run != plan.plane:
         at = gathered(plan, channel.c, row*plan.plane + start, length, &tiles)
         sum_spans_of(channel, &at, &at, 1, length)
         return
-    at = row_of(call, channel.c, row)
-    at = shifted(&at, start*itemsize)
+    at = row_of(plan.call, channel.c, row)
+    at = shifted(&at, start*plan.loops.itemsize)
     soon = place_ahead(plan, channel.c, row, start)
-    if due == NULL:
-        sum_spans_of(channel, &at, &soon, rows, length)
-        return
-    due_at = row_of(call, due.c, due_row)
-    due_at = shifted(&due_at, start*itemsize)
-    ahead = distance(&at, &soon)
-    plan.loops.sweep_spans(&due_at, &plan.due_sample, rows, length, &due.numbers, due.carry, &at, &ahead,
-                           &plan.sample, &channel.about, &channel.lanes, NULL, NULL)
+    sum_spans_of(channel, &at, &soon, rows, length)
 
 
 cdef inline void sum_spans_of(Channel *channel, const Place *at, const Place *soon, Py_ssize_t count,
@@ -140,14 +128,71 @@ cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py
 
 # ---- folds and blocks
 
-cdef inline void add_lanes(Sums *sums, const Lanes *lanes, bint first) noexcept nogil:
-    """sums += lanes; nothing is in the sums yet before the first."""
-    cdef double s, t
-    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &s, &t)
-    if first:
-        sums.a, sums.a_low, sums.b, sums.b_low = s, 0, t, 0
+cdef void sweep_rows(Channel *channel, Folds *folds, Py_ssize_t row, Py_ssize_t start, Py_ssize_t count,
+                     Py_ssize_t length, const Steps *step, const Steps *due_step) noexcept nogil:
+    """Add `count` times `length` values to folds, the first of which is value `start` of a row; as many of the channel
+    that is due get their results.
+    """
+    cdef const Plan *plan = channel.plan
+    cdef const Due *due = channel.due
+    cdef Py_ssize_t bytes = start*plan.loops.itemsize
+    cdef Place at = row_of(plan.call, channel.c, row), soon = place_ahead(plan, channel.c, row, start)
+    cdef Place due_at = row_of(plan.call, due.c, due_row(plan, row))
+    cdef Steps ahead
+    at, due_at = shifted(&at, bytes), shifted(&due_at, bytes)
+    ahead = distance(&at, &soon)
+    plan.loops.sweep_spans(&due_at, due_step, count, length, &due.numbers, due.carry, &at, &ahead, step,
+                           &channel.about, folds, NULL, NULL)
+
+
+cdef void sweep_segments(Channel *channel, Folds *folds, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    """Folds first..end, which are parts of rows, in as few calls as there are rows."""
+    cdef const Plan *plan = channel.plan
+    cdef Py_ssize_t row, start, count, length = plan.per_fold
+    cdef Steps step = along_row(length*plan.loops.itemsize)
+    while first < end:
+        row = first//plan.segments
+        start = (first - row*plan.segments)*length
+        count = min(end - first, (plan.plane - start)//length)
+        if count > 0:
+            sweep_rows(channel, folds, row, start, count, length, &step, &step)
+        else:                   # what is left of a row
+            count = 1
+            sweep_rows(channel, folds, row, start, 1, plan.plane - start, &step, &step)
+        first += count
+
+
+cdef void sweep_whole_rows(Channel *channel, Folds *folds, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """The same of rows row..end, which are folds or parts of folds."""
+    cdef const Plan *plan = channel.plan
+    cdef Py_ssize_t count
+    while row < end:
+        count = end - row if plan.even else 1
+        if row < plan.rows - plan.ahead:    # what is asked for is of this channel still
+            count = min(count, plan.rows - plan.ahead - row)
+        sweep_rows(channel, folds, row, 0, count, plan.plane, &plan.sample, &plan.due_sample)
+        row += count
+
+
+cdef void sweep_block(Channel *channel, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    """Folds first..end of a block; as much of the channel that is due gets its results."""
+    cdef const Plan *plan = channel.plan
+    cdef Folds folds
+    begin_folds(&folds, 1 if plan.segments else plan.per_fold)
+    if plan.segments:
+        sweep_segments(channel, &folds, first, end)
     else:
-        add_pair(sums, s, t)
+        sweep_whole_rows(channel, &folds, first*plan.per_fold, min(end*plan.per_fold, plan.rows))
+    end_folds(&folds)
+    channel.block = folds.block
+
+
+cdef inline bint can_sweep(const Channel *channels, Py_ssize_t count) noexcept nogil:
+    """Whether a block of a channel, with the results of another, can be taken in one loop."""
+    cdef const Plan *plan = channels.plan
+    cdef Py_ssize_t last = plan.plane - max(plan.segments - 1, 0)*plan.per_fold     # part of a row
+    return (count == 1 and channels.due != NULL and not plan.rows_in_turn and last >= LANES
+            and not (channels.far or channels.due.numbers.any_wide))
 
 
 cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
@@ -174,13 +219,16 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint 
                 start += plan.piece
             first += rows
     for k in range(count):
-        add_lanes(&channels[k].block, &channels[k].lanes, first_of_block)
+        add_lanes(&channels[k].block, lanes_load(channels[k].lanes.s), lanes_load(channels[k].lanes.t), first_of_block)
 
 
 cdef void sum_block(Channel *channels, Py_ssize_t count, Py_ssize_t block) noexcept nogil:
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t i, first = plan.folds*block//plan.blocks
-    for i in range(first, plan.folds*(block + 1)//plan.blocks):
+    cdef Py_ssize_t i, first = plan.folds*block//plan.blocks, end = plan.folds*(block + 1)//plan.blocks
+    if can_sweep(channels, count):
+        sweep_block(channels, first, end)
+        return
+    for i in range(first, end):
         sum_fold(channels, count, i, i == first)
 
 

@@ -355,46 +355,56 @@ cdef enum:
     LINE_BY_LINE = 96       # values of a short row, from which on a forward goes line by line
 
 
-cdef inline void add_beside(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                            const Coefficients *f, bint later, const stored *typed, const formula *what, lanes_t *s,
-                            lanes_t *t) noexcept nogil:
-    """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there. A residual is
-    read with the results, which are due when the next channel is summed: it is asked for now.
-    """
-    if is_forward(what) and reads_dy(what):
-        prefetch_lanes(<const stored *>at.dy + i, True)
+cdef inline void add_beside(const Place *at, Py_ssize_t i, Py_ssize_t length, lanes_t center, const Coefficients *f,
+                            const stored *typed, const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there."""
     if formula is Gradient or formula is Scaled:
-        add_some(at, ahead, i, length, center, f, later, typed, <const Products *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const Products *>NULL, s, t)
     elif formula is ClippedGradient or formula is ClippedScaled:
-        add_some(at, ahead, i, length, center, f, later, typed, <const ClippedProducts *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const ClippedProducts *>NULL, s, t)
     elif formula is LeakyGradient or formula is LeakyScaled:
-        add_some(at, ahead, i, length, center, f, later, typed, <const LeakyProducts *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const LeakyProducts *>NULL, s, t)
     elif is_clipped_join(what):
-        add_some(at, ahead, i, length, center, f, later, typed, <const ClippedJoinProducts *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const ClippedJoinProducts *>NULL, s, t)
     elif is_leaky_join(what):
-        add_some(at, ahead, i, length, center, f, later, typed, <const LeakyJoinProducts *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const LeakyJoinProducts *>NULL, s, t)
     elif is_undone(what):
-        add_some(at, ahead, i, length, center, f, later, typed, <const UndoneProducts *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const UndoneProducts *>NULL, s, t)
     else:
-        add_some(at, ahead, i, length, center, f, later, typed, <const Deviations *>NULL, s, t)
+        add_some(at, i, length, center, f, typed, <const Deviations *>NULL, s, t)
+
+
+cdef inline void ask_beside(const Place *at, const Place *ahead, Py_ssize_t i, bint later, const stored *typed,
+                            const formula *what) noexcept nogil:
+    """Ask for what will be summed soon, or `later`. A residual is read with the results, which are due when the next
+    channel is summed: it is asked for where this one is.
+    """
+    prefetch_lanes(<const stored *>ahead.x + i, later)
+    if not is_forward(what):
+        prefetch_lanes(<const stored *>ahead.dy + i, later)
+    elif reads_dy(what):
+        prefetch_lanes(<const stored *>at.dy + i, True)
+    if reads_y(what):
+        prefetch_lanes(<const stored *>ahead.y + i, later)
 
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                    const Place *at, const Place *soon, lanes_t center, const Coefficients *z,
-                                   bint past, bint holds, bint near, bint asks, const stored *typed, const formula *what,
-                                   lanes_t *s, lanes_t *t) noexcept nogil:
+                                   bint past, bint holds, bint near, bint asks, const stored *typed,
+                                   const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
     first on; where they end.
     """
     cdef Py_ssize_t rest = length - LANES, k = 0
     while i <= rest:
-        add_beside(at, soon, k, 0, center, z, not near, typed, what, s, t)
-        if formula is not LeakyGradient and formula is not LeakyScaled:     # they need too many others
+        add_beside(at, k, 0, center, z, typed, what, s, t)
+        if formula is not LeakyGradient and formula is not LeakyScaled:     # those need too many others
             lanes_in_registers(s)
             lanes_in_registers(t)
-        k += LANES
         if holds:
-            hold_back(reads_dy(what))
+            hold_back(0 if is_forward(what) else i, reads_dy(what))
+        ask_beside(at, soon, k, not near, typed, what)
+        k += LANES
         if asks:
             ask_for_values(out, i, typed, what)
         stream_some(out, i, own, past, typed, what)
@@ -422,11 +432,11 @@ cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t leng
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                            const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
-                           const Steps *next_step, const Center *about, Lanes *lanes, const stored *typed,
+                           const Steps *next_step, const Center *about, Folds *folds, const stored *typed,
                            const formula *what) noexcept nogil:
     """The results of `count` rows of one channel, the sums of as many of another: by whole lines, only."""
     cdef Coefficients own = coefficients(f, 0, typed, what), z
-    cdef lanes_t s = lanes_load(lanes.s), t = lanes_load(lanes.t), center = lanes_all(about.center)
+    cdef lanes_t s = lanes_load(folds.lanes.s), t = lanes_load(folds.lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t row, k, i, start
     cdef Place out = due[0], at = first[0], soon, following
     z.act, z.gate = own.act, about.gate
@@ -438,13 +448,19 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         k = i - start
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
-            add_beside(&at, &soon, k, 0, center, &z, True, typed, what, &s, &t)
+            add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
+            ask_beside(&at, &soon, k, True, typed, what)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, center, &z, True, typed, what, &s, &t)
+            add_beside(&at, k, length, center, &z, typed, what, &s, &t)
+            ask_beside(&at, &soon, k, True, typed, what)
         out, at = moved(&out, step), moved(&at, next_step)
-    lanes_store(lanes.s, s)
-    lanes_store(lanes.t, t)
+        folds.left -= 1
+        if folds.left == 0:
+            end_fold(folds, s, t)
+            s = t = lanes_all(0)
+    lanes_store(folds.lanes.s, s)
+    lanes_store(folds.lanes.t, t)
 
 
 cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -488,10 +504,12 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             owe(carry, &out, length, length - i, f, channel, typed, what)
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         while k <= rest:
-            add_beside(&at, &soon, k, 0, center, &z, True, typed, what, &s, &t)
+            add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
+            ask_beside(&at, &soon, k, True, typed, what)
             k += LANES
         if k < length:
-            add_beside(&at, &soon, k, length, center, &z, True, typed, what, &s, &t)
+            add_beside(&at, k, length, center, &z, typed, what, &s, &t)
+            ask_beside(&at, &soon, k, True, typed, what)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         out, at = moved(&out, step), moved(&at, step)

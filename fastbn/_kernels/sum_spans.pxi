@@ -23,36 +23,66 @@ cdef inline void clear_lanes(Lanes *lanes) noexcept nogil:
     lanes_store(lanes.t, lanes_all(0))
 
 
-cdef inline void add_and_ask(const Place *at, const Place *ahead, Py_ssize_t i, lanes_t center,
+cdef inline void add_lanes(Sums *sums, lanes_t s, lanes_t t, bint first) noexcept nogil:
+    """sums += lanes; nothing is in the sums yet before the first."""
+    cdef double a, b
+    lanes_sums(s, t, &a, &b)
+    if first:
+        sums.a, sums.a_low, sums.b, sums.b_low = a, 0, b, 0
+    else:
+        add_pair(sums, a, b)
+
+
+# ---- fold after fold
+
+cdef struct Folds:
+    # Where sums go: along a fold to lanes, fold by fold to a block.
+    Lanes lanes
+    Sums block
+    Py_ssize_t rows, left       # of a fold: all, and those to come of the one in the lanes
+    bint first                  # nothing is in the block yet
+
+
+cdef inline void begin_folds(Folds *folds, Py_ssize_t rows) noexcept nogil:
+    clear_lanes(&folds.lanes)
+    folds.rows = folds.left = rows
+    folds.first = True
+
+
+cdef inline void end_fold(Folds *folds, lanes_t s, lanes_t t) noexcept nogil:
+    """After its last row, which is in s and t."""
+    add_lanes(&folds.block, s, t, folds.first)
+    folds.first, folds.left = False, folds.rows
+
+
+cdef inline void end_folds(Folds *folds) noexcept nogil:
+    """The last fold may have fewer rows."""
+    if folds.left < folds.rows:
+        end_fold(folds, lanes_load(folds.lanes.s), lanes_load(folds.lanes.t))
+
+
+# ---- loops
+
+cdef inline void add_some(const Place *at, Py_ssize_t i, Py_ssize_t length, lanes_t center, const Coefficients *f,
+                          const stored *typed, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
+    """The sums of LANES values from i on, or with a length, which is 0 otherwise when this is compiled, of fewer, up to
+    the end of a row.
+    """
+    cdef const stored *x = <const stored *>at.x
+    cdef const stored *dy = <const stored *>at.dy
+    cdef const stored *y = <const stored *>at.y
+    if length == 0:
+        add_line(dy + i, x + i, y + i, center, f, 0, of, s, t)
+    else:
+        add_last(dy, x, y, length, length - i, center, f, 0, of, s, t)
+
+
+cdef inline void add_and_ask(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
                              const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
                              lanes_t *t) noexcept nogil:
-    """The sums of LANES values from i on. What stands `ahead` is asked for, and comes soon, or `later`."""
-    cdef const stored *x = <const stored *>at.x
-    cdef const stored *dy = <const stored *>at.dy
-    cdef const stored *y = <const stored *>at.y
+    """The same. What stands `ahead` is asked for, and comes soon, or `later`."""
     ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, later, of)
-    add_line(dy + i, x + i, y + i, center, f, 0, of, s, t)
-
-
-cdef inline void add_end(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                         const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
-                         lanes_t *t) noexcept nogil:
-    """The same of fewer values from i on, up to the end of a row."""
-    cdef const stored *x = <const stored *>at.x
-    cdef const stored *dy = <const stored *>at.dy
-    cdef const stored *y = <const stored *>at.y
-    ask_for_line(<const stored *>ahead.dy + i, <const stored *>ahead.x + i, <const stored *>ahead.y + i, later, of)
-    add_last(dy, x, y, length, length - i, center, f, 0, of, s, t)
-
-
-cdef inline void add_some(const Place *at, const Place *ahead, Py_ssize_t i, Py_ssize_t length, lanes_t center,
-                          const Coefficients *f, bint later, const stored *typed, const summed *of, lanes_t *s,
-                          lanes_t *t) noexcept nogil:
-    """add_end(), or with a length of 0, which is known when this is compiled, add_and_ask()."""
-    if length == 0:
-        add_and_ask(at, ahead, i, center, f, later, typed, of, s, t)
-    else:
-        add_end(at, ahead, i, length, center, f, later, typed, of, s, t)
+    add_some(at, i, length, center, f, typed, of, s, t)
 
 
 cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length, lanes_t center,
@@ -62,15 +92,15 @@ cdef inline void add_row(const Place *at, const Steps *ahead, Py_ssize_t length,
     cdef Py_ssize_t i = 0, end = length//LANES*LANES, rest = end - LANES
     cdef Place soon = moved(at, ahead)
     if length < LANES:
-        add_end(at, &soon, 0, length, center, f, later, typed, of, s, t)
+        add_and_ask(at, &soon, 0, length, center, f, later, typed, of, s, t)
         return
     while True:                 # there is a line
-        add_and_ask(at, &soon, i, center, f, later, typed, of, s, t)
+        add_and_ask(at, &soon, i, 0, center, f, later, typed, of, s, t)
         i += LANES
         if i > rest:
             break
     if end < length:            # (not i, which compilers do not know to be the same for all rows)
-        add_end(at, &soon, end, length, center, f, later, typed, of, s, t)
+        add_and_ask(at, &soon, end, length, center, f, later, typed, of, s, t)
 
 
 cdef inline void add_rows(const Place *first, const Steps *ahead, const Steps *step, Py_ssize_t count,

@@ -165,16 +165,15 @@ cdef inline void add_line(const stored *dy, const stored *x, const stored *y, la
     cdef lanes_t g, by, d
     if stored is float and summed is Deviations:
         lanes_add_both(x, x, s, t)
-        return
-    if stored is float and summed is Products:
+    elif stored is float and summed is Products:
         lanes_add_both(dy, x, s, t)
-        return
-    summands(dy, x, y, center, f, column, of, &g, &by, &d)
-    s[0] = lanes_add(s[0], g)
-    if stored is float and are_exact(x, of) and sums_dy(of):
-        t[0] = lanes_add_widened(by, x, t[0])       # d is x, and is not computed then
     else:
-        t[0] = add_products(t[0], by, d, x, of)
+        summands(dy, x, y, center, f, column, of, &g, &by, &d)
+        s[0] = lanes_add(s[0], g)
+        if stored is float and are_exact(x, of):
+            t[0] = lanes_add_widened(by, x, t[0])       # d is x, and is not computed then
+        else:
+            t[0] = add_products(t[0], by, d, x, of)
 
 
 cdef inline void add_last(const stored *dy, const stored *x, const stored *y, Py_ssize_t length, Py_ssize_t some,

@@ -147,6 +147,13 @@ cdef inline Steps distance(const Place *at, const Place *to) noexcept nogil:
     return way
 
 
+cdef inline Steps along_row(Py_ssize_t bytes) noexcept nogil:
+    """As far in the same row."""
+    cdef Steps step
+    step.x = step.dy = step.y = step.out = step.dresidual = bytes
+    return step
+
+
 cdef inline Place row_of(const Call *call, Py_ssize_t c, Py_ssize_t row) noexcept nogil:
     """Where a row of channel c begins."""
     cdef Place at
