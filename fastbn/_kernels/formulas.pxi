@@ -130,9 +130,9 @@ cdef inline bint is_chosen(const formula *what) noexcept nogil:
     return is_gated(what) or reads_y(what) or is_undone(what)
 
 
-cdef inline bint is_short(const formula *what) noexcept nogil:
-    """Whether a line takes so few operations that processors run far ahead."""
-    return formula is Normalized or formula is Clipped or formula is ClippedJoin or formula is Gradient
+cdef inline bint is_light(const stored *typed, const formula *what) noexcept nogil:
+    """Whether a line takes so few operations, with its sums, that processors run far ahead."""
+    return not is_half(typed) and (is_forward(what) or formula is Gradient)
 
 
 cdef inline bint is_gradient(const formula *what) noexcept nogil:

@@ -20,7 +20,7 @@ cdef extern from "platform.h":
     void store_half_line(void *to, const void *line) noexcept nogil
     void store_line(void *to, const void *line) noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
-    void hold_back(Py_ssize_t any, bint longer) noexcept nogil
+    void hold_back(bint longer) noexcept nogil
     void prefetch_later(const void *address) noexcept nogil
 
 cdef extern from "lanes.h":

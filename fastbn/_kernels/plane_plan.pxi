@@ -15,7 +15,7 @@ cdef enum:
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
-    HELD_BACK = 32 << 20    # bytes of all arrays, which no last-level cache holds: from there on results are held back
+    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: no last-level cache holds them
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same in a forward on rows of more than a fold
@@ -37,7 +37,7 @@ cdef struct Plan:
     Py_ssize_t in_one_go        # of them are summed before the neighbour's
     Py_ssize_t ahead            # rows of a channel from what is summed to what is asked for, ...
     Py_ssize_t further          # ... and bytes
-    bint holds                  # results are held back, see hold_back()
+    bint holds                  # results are held back (see hold_back())
     bint near                   # which comes soon, not later
     bint last_first             # results are taken from the last row to the first, ...
     bint asks                   # ... and what they need is asked for

@@ -8,7 +8,7 @@ cdef struct Carry:
     # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
-    bint holds                  # they go no faster than they can be taken
+    bint holds                  # they are held back
     bint near                   # what is asked for because it will be summed comes soon, not later: forward only
     bint asks                   # what results need has left the second-level cache, and is asked for: forward only
     Py_ssize_t owed             # values
@@ -402,7 +402,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
             lanes_in_registers(s)
             lanes_in_registers(t)
         if holds:
-            hold_back(0 if is_forward(what) else i, reads_dy(what))
+            hold_back(not is_forward(what))
         ask_beside(at, soon, k, not near, typed, what)
         k += LANES
         if asks:
@@ -418,7 +418,7 @@ cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t leng
                                  lanes_t *t) noexcept nogil:
     """The whole lines of a row, in the loop that this call wants: a backward is always past the cache."""
     if not is_forward(what) or carry.past:
-        if carry.holds and is_short(what):
+        if carry.holds and is_light(typed, what):
             return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, typed, what, s, t)
         return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, typed, what, s, t)
     if carry.near and carry.asks:
