@@ -437,6 +437,35 @@ def test_channels_beside(samples, channels, length, activation):
         assert all(a.tobytes() == b[two].tobytes() for a, b in zip(apart, together, strict=True))
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31)], ids=str)
+def test_arrays_that_no_cache_holds(shape, dtype, activation):
+    """Their results are held back: each channel as if it stood in a small array. (Rows of parts, folds of one row and
+    of several.)
+    """
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    gamma, beta = rng.standard_normal((2, shape[1]), np.float32)
+    assert 2 * x.nbytes >= constant("HELD_BACK")
+    assert 2 * x.nbytes // shape[1] < constant("STREAM_FROM")
+
+    def all_of(x, dy, residual, gamma, beta):
+        act = {"activation": activation}
+        y, stats = fastbn.batch_norm(x, gamma, beta, **act)
+        joined = fastbn.batch_norm(x, gamma, beta, residual=residual, **act)[0]
+        dx, dgamma, dbeta, *_ = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, **act)
+        both = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, y=joined, residual=True, **act)
+        return [np.moveaxis(a, 1, 0) if a.ndim > 1 else a
+                for a in (y, *stats[1:], joined, dx, dgamma, dbeta, both.dx, both.dresidual)]  # fmt: skip
+
+    together = all_of(x, dy, residual, gamma, beta)
+    for c in (0, 1, shape[1] // 2, shape[1] - 2):
+        two = slice(c, c + 2)
+        apart = all_of(*(a[:, two].copy() for a in (x, dy, residual)), gamma[two], beta[two])
+        assert all(a.tobytes() == b[two].tobytes() for a, b in zip(apart, together, strict=True))
+
+
 def test_vectors_of_any_kind():
     x, dy, gamma, beta = make("nchw", np.float32)
     expected = results(x, dy, gamma, beta)
