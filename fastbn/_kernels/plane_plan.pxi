@@ -18,7 +18,7 @@ cdef enum:
     HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: no last-level cache holds them
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
-    LONG_LAST_FIRST = 1 << 20   # the same in a forward on rows of more than a fold
+    LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache
 
 
 cdef struct Plan:
@@ -37,10 +37,10 @@ cdef struct Plan:
     Py_ssize_t in_one_go        # of them are summed before the neighbour's
     Py_ssize_t ahead            # rows of a channel from what is summed to what is asked for, ...
     Py_ssize_t further          # ... and bytes
-    bint holds                  # results are held back (see hold_back())
-    bint near                   # which comes soon, not later
+    bint near                   # which comes soon, not later: long rows whose results go by way of the cache
     bint last_first             # results are taken from the last row to the first, ...
-    bint asks                   # ... and what they need is asked for
+    bint asks                   # ... and what they need is asked for, where they go by way of the cache
+    bint holds                  # they are held back (see hold_back())
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
@@ -143,7 +143,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.
     plan.last_first = channel_bytes*arrays >= (LONG_LAST_FIRST if plan.near else LAST_FIRST)
-    plan.asks = plan.last_first and (call.stores == WHOLE_LINES or (call.dy != NULL and not call.backward))
+    plan.asks = plan.last_first and call.stores == WHOLE_LINES
     plan.due_sample = backwards(&plan.sample) if plan.last_first else plan.sample
     return plan
 

@@ -9,8 +9,8 @@ cdef struct Carry:
     # with the second. Until then the end of the first is owed.
     bint past                   # else they go by way of it after all: forward only
     bint holds                  # they are held back
-    bint near                   # what is asked for because it will be summed comes soon, not later: forward only
-    bint asks                   # what results need has left the second-level cache, and is asked for: forward only
+    bint near                   # what is asked for because it will be summed comes soon, not later: not past the cache
+    bint asks                   # what results need has left the second-level cache, and is asked for: the same
     Py_ssize_t owed             # values
     Place end                   # behind them
     const Numbers *f            # with which they are computed
