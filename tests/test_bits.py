@@ -204,6 +204,7 @@ WRITTEN = {
     "short rows": (90, 160, 13, 13),
     "rows of 49 values": (30, 1600, 7, 7),
     "side by side": (60000, 45),
+    "rows whose last part is shorter than a line": (1, 3, 5, 208897),
     "all arrays large": (9, 12, 311, 251),
 }
 
@@ -440,7 +441,7 @@ def test_channels_beside(samples, channels, length, activation):
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31)], ids=str)
-def test_arrays_that_no_cache_holds(shape, dtype, activation):
+def test_arrays_that_few_caches_hold(shape, dtype, activation):
     """Their results are held back: each channel as if it stood in a small array. (Rows of parts, folds of one row and
     of several.)
     """

@@ -20,8 +20,8 @@ cdef extern from "platform.h":
     void store_half_line(void *to, const void *line) noexcept nogil
     void store_line(void *to, const void *line) noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
-    void hold_back(bint longer) noexcept nogil
     void prefetch_later(const void *address) noexcept nogil
+    void hold_back(bint longer) noexcept nogil
 
 cdef extern from "lanes.h":
     ctypedef struct lanes_t:    # LANES float64 in registers

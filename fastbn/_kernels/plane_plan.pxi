@@ -15,7 +15,7 @@ cdef enum:
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
-    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: no last-level cache holds them
+    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: few last-level caches hold them
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache

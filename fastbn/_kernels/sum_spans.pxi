@@ -65,8 +65,8 @@ cdef inline void end_folds(Folds *folds) noexcept nogil:
 
 cdef inline void add_some(const Place *at, Py_ssize_t i, Py_ssize_t length, lanes_t center, const Coefficients *f,
                           const stored *typed, const summed *of, lanes_t *s, lanes_t *t) noexcept nogil:
-    """The sums of LANES values from i on, or with a length, which is 0 otherwise when this is compiled, of fewer, up to
-    the end of a row.
+    """The sums of LANES values from i on; with a `length` other than 0, of fewer, up to there. (Which of the two is
+    known when this is compiled.)
     """
     cdef const stored *x = <const stored *>at.x
     cdef const stored *dy = <const stored *>at.dy
