@@ -75,19 +75,18 @@ def test_a_wrong_answer_is_refused_and_not_timed(name, dtype, off, monkeypatch):
 
 
 def test_a_round_is_of_the_contenders_own_call(monkeypatch):
-    """6 s over a floor of 2; both have run once before."""
+    """6 s over a floor of 2."""
     entry, done = worker.Entry("NumPy formula", SMALL), []
 
     def timed(work):
         work()
         return 6.0, 2.0
 
-    monkeypatch.setattr(entry.prepared, "move", lambda stream: done.append("floor"))
     monkeypatch.setattr(entry, "call", lambda: done.append("call"))
     monkeypatch.setattr(entry.prepared, "round", timed)
     answer = entry.round()
     assert (answer["ratio"], answer["seconds"], answer["wrong"]) == (3, 6, None)
-    assert done == ["floor", "call", "call"]
+    assert done == ["call"]
 
 
 def test_a_worker_has_one_thread_and_prepares_each_case_once(monkeypatch, capsys):

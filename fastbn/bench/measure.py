@@ -230,14 +230,13 @@ class Prepared:
         for arrays in self.to_move[self.turn]:
             move(*arrays, stream)
 
-    def warm(self, work: Callable[[], object]) -> None:
-        """Call it once where its arrays may be in the caches: the floor's streaming stores have driven them out."""
-        if not self.case.cold and self.case.bytes < CACHE:
-            work()
-
     def seconds(self, work: Callable[[], object]) -> float:
-        """Of one call, in a row of its like."""
-        self.warm(work)
+        """Of one call, in a row of its like: the first does not count, which pays for what another left in the caches.
+
+        Streaming stores have driven its arrays out; ordinary ones leave lines there that must be written to memory
+        before others take their places, of arrays of any size.
+        """
+        work()
         return seconds(work, self.repeat)
 
     def round(self, work: Callable[[], object]) -> tuple[float, float]:

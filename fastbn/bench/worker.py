@@ -29,11 +29,9 @@ class Entry:
             self.call, self.wrong = None, f"{name}, {error}"
 
     def round(self) -> dict[str, float | str | None]:
-        """Time, and over the floor, once each; the process has just been asleep, so both have run once before."""
+        """Time, and over the floor, once each."""
         if self.call is None:
             return {"ratio": None, "wrong": self.wrong}
-        self.prepared.move(stream=True)
-        self.call()
         took, floor = self.prepared.round(self.call)
         return {"ratio": took / floor, "seconds": took, "memory": self.memory, "wrong": None}
 
