@@ -42,6 +42,7 @@ CASES = {
     "large, three channels": ((2, 3, 17, 1000), (0, 1, 2, 3)),
     "large nc": ((700, 130), (0, 1)),
     "large nc, two channels": ((40000, 2), (0, 1)),
+    "large nc, wide": ((203, 2500), (0, 1)),
     "large ncl, channels innermost": ((10, 140, 60), (0, 2, 1)),
     "large, samples innermost": ((100, 5, 200), (2, 1, 0)),
     "streamed nchw": ((3, 6, 239, 251), (0, 1, 2, 3)),
@@ -126,9 +127,10 @@ def differing(a, b):
 
 
 def constant(name):
-    """A number in _core.pyx or plane_plan.pxi, as it stands there."""
+    """A number in _core.pyx, plane_plan.pxi or views.pxi, as it stands there."""
     package = Path(__file__).parents[1] / "fastbn"
-    source = "".join((package / file).read_text() for file in ("_core.pyx", "_kernels/plane_plan.pxi"))
+    files = ("_core.pyx", "_kernels/plane_plan.pxi", "_kernels/views.pxi")
+    source = "".join((package / file).read_text() for file in files)
     return eval(re.search(rf"^(?:cdef Py_ssize_t|   ) {name} = ([\d< ]+)", source, re.MULTILINE).group(1))
 
 
@@ -465,6 +467,38 @@ def test_arrays_that_few_caches_hold(shape, dtype, activation):
         two = slice(c, c + 2)
         apart = all_of(*(a[:, two].copy() for a in (x, dy, residual)), gamma[two], beta[two])
         assert all(a.tobytes() == b[two].tobytes() for a, b in zip(apart, together, strict=True))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(16411, 321), (5303, 1029), (175003, 31)], ids=str)
+def test_rows_that_few_caches_hold(shape, dtype, activation):
+    """The same of rows: some of them as if they stood in a small array. (Rows alone, and many of them as one.)"""
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    gamma, beta = rng.standard_normal((2, shape[1]), np.float32)
+    some = np.r_[0 : shape[0] : 61, shape[0] - 9 : shape[0]]
+    assert 2 * x.nbytes >= constant("HELD_BACK")
+    assert x[some].nbytes < constant("STREAM_FROM")
+    stats = fastbn.batch_stats(x)
+    act = {"activation": activation}
+    joined = fastbn.batch_norm(x, gamma, beta, residual=residual, **act)[0]
+    sums = fastbn.backward_sums(dy, x, stats, gamma, beta, **act)
+    both = fastbn.backward_sums(dy, x, stats, gamma, beta, y=joined, residual=True, **act)
+
+    def all_of(x, dy, residual, joined):
+        dresidual = fastbn.backward_apply(dy, x, stats, both, gamma, beta, y=joined, residual=True, **act)
+        return [
+            fastbn.normalize(x, *stats[1:], gamma, beta, **act),
+            fastbn.normalize(x, *stats[1:], gamma, beta, residual=residual, **act),
+            fastbn.backward_apply(dy, x, stats, sums, gamma, beta, **act).dx,
+            dresidual.dx,
+            dresidual.dresidual,
+        ]
+
+    together = all_of(x, dy, residual, joined)
+    apart = all_of(*(a[some] for a in (x, dy, residual, joined)))
+    assert all(a.tobytes() == b[some].tobytes() for a, b in zip(apart, together, strict=True))
 
 
 def test_vectors_of_any_kind():

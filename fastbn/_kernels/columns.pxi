@@ -19,6 +19,7 @@ cdef struct Columns:
     Activation act
     Py_ssize_t width
     bint wide                   # some channels are computed in float64
+    bint holds                  # results are held back (see hold_back())
     Py_ssize_t channels
     Numbers each                # of every channel
 

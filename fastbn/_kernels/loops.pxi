@@ -18,8 +18,9 @@ ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, 
 ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length,
                                   const Numbers *, Carry *, const Place *at, const Steps *ahead, const Center *,
                                   Lanes *, Py_ssize_t apart, const void *, const void *) noexcept nogil
-ctypedef void (*sum_rows)(const Place *at, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t ahead, const RowCenters *,
-                          double *s, double *t, const void *, const void *) noexcept nogil
+ctypedef void (*sum_rows)(const Place *at, Py_ssize_t places, const Steps *, Py_ssize_t count, Py_ssize_t width,
+                          Py_ssize_t ahead, const RowCenters *, double *s, double *t, const void *,
+                          const void *) noexcept nogil
 ctypedef void (*apply_rows)(const Place *at, Py_ssize_t length, const Columns *, Py_ssize_t column, bint stream,
                             const void *, const void *) noexcept nogil
 ctypedef void (*fill_columns)(Columns *, bint undone, const void *) noexcept nogil

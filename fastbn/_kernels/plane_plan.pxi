@@ -15,7 +15,6 @@ cdef enum:
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
-    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: few last-level caches hold them
     HELD = 2 << 20          # bytes, what a second-level cache may hold
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache
@@ -137,7 +136,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
     if plan.stream and plan.plane >= SHORT:
         plan.group = 1
-    plan.holds = call.stores == PAST_CACHE and call.channels*channel_bytes*(arrays + 1) >= HELD_BACK
+    plan.holds = holds_back(call, plan.loops.itemsize)
     plan.near = plan.segments > 0 and plan.stream and call.stores == WHOLE_LINES
     plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)
     plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0

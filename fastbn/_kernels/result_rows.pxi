@@ -2,6 +2,9 @@
 #
 # Results may take the place of x or dy: a line is computed as a whole before it is written.
 
+cdef enum:
+    RESULTS_AHEAD = 4096        # values of x and dy from what is computed to what is asked for, past the cache
+
 
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
     """Values before the first whole cache line."""
@@ -51,13 +54,15 @@ cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ss
 
 
 cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Columns *f, Py_ssize_t column,
-                                  bint stream, const stored *typed, const formula *what) noexcept nogil:
+                                  bint stream, bint holds, const stored *typed, const formula *what) noexcept nogil:
     """The results of whole lines, all of which begin before the last column."""
     cdef stored line[LANES]
     cdef stored g[LANES]
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
     while i < length:
-        ask_for_values(at, i, typed, what)
+        ask_for_values(at, i + (ahead if stream else CHUNK), stream, typed, what)
+        if holds:
+            hold_back(not is_forward(what))
         compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)
         if stream:
             stream_results(at, i, <const stored *>line, <const stored *>g, True, what)
@@ -93,10 +98,12 @@ cdef void results_of_rows(const Place *first_value, Py_ssize_t length, const Col
             some = min(LANES, length - i)
             here = at
             some_results(&here, some, columns, column, typed, what)
+        elif stream and columns.holds and is_light(typed, what):
+            lines_of_results(&at, some, &f, column, True, True, typed, what)
         elif stream:
-            lines_of_results(&at, some, &f, column, True, typed, what)
+            lines_of_results(&at, some, &f, column, True, False, typed, what)
         else:
-            lines_of_results(&at, some, &f, column, False, typed, what)
+            lines_of_results(&at, some, &f, column, False, False, typed, what)
         at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
         i += some
         column += some

@@ -268,13 +268,15 @@ cdef inline void owe(Carry *carry, const Place *at, Py_ssize_t length, Py_ssize_
     carry.f, carry.k = f, k
 
 
-cdef inline void ask_for_values(const Place *at, Py_ssize_t i, const stored *typed, const formula *what) noexcept nogil:
+cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const stored *typed,
+                                const formula *what) noexcept nogil:
+    """Ask for what a formula needs of the values from i on, which will be read soon, or `later`."""
     if reads_x(what):
-        prefetch_lanes(<const stored *>at.x + i + CHUNK, False)
+        prefetch_lanes(<const stored *>at.x + i, later)
     if reads_dy(what):
-        prefetch_lanes(<const stored *>at.dy + i + CHUNK, False)
+        prefetch_lanes(<const stored *>at.dy + i, later)
     if reads_y(what):
-        prefetch_lanes(<const stored *>at.y + i + CHUNK, False)
+        prefetch_lanes(<const stored *>at.y + i, later)
 
 
 cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
@@ -282,7 +284,7 @@ cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t le
     """The whole lines from value i of a row on; where they end."""
     cdef Py_ssize_t rest = length - LANES
     while i <= rest:
-        ask_for_values(at, i, typed, what)
+        ask_for_values(at, i + CHUNK, False, typed, what)
         stream_some(at, i, f, past, typed, what)
         i += LANES
     return i
@@ -406,7 +408,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
         ask_beside(at, soon, k, not near, typed, what)
         k += LANES
         if asks:
-            ask_for_values(out, i, typed, what)
+            ask_for_values(out, i + CHUNK, False, typed, what)
         stream_some(out, i, own, past, typed, what)
         i += LANES
     return i

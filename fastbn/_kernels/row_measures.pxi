@@ -1,9 +1,7 @@
 # Sums of rows, and what a call measures with them.
 
 cdef enum:
-    STREAMS = 8                 # parts of a block that are read side by side
-    STREAMS_BACK = 4            # in each of two arrays
-    AHEAD = 128                 # values
+    AHEAD = 1024                # values from what is summed to what is asked for
 
 
 cdef inline Py_ssize_t columns_of(const Table *table, Py_ssize_t tile) noexcept nogil:
@@ -41,51 +39,53 @@ cdef void clear_strip(Strip *strip) noexcept nogil:
     memset(strip.t, 0, padded(strip.width)*sizeof(double))
 
 
-cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t count, Py_ssize_t width) noexcept nogil:
-    """Add at most STREAMS rows to the sums of the first `width` columns."""
+cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t places, Py_ssize_t count,
+                        Py_ssize_t width) noexcept nogil:
+    """Add `count` rows from each of at most STREAMS on to the sums of the first `width` columns."""
     cdef double x_tile[STREAMS][GATHERED_TILE]
     cdef double dy_tile[STREAMS][GATHERED_TILE]
     cdef double y_tile[STREAMS][GATHERED_TILE]
     cdef Place at[STREAMS]
     cdef const Table *table = strip.table
     cdef RowCenters about
-    cdef Py_ssize_t i, ahead = AHEAD if table.flat else 0
+    cdef Py_ssize_t k, ahead = AHEAD if table.flat else 0
     cdef sum_rows sum = table.loops.sum_rows_again if strip.far else table.loops.sum_rows
-    for i in range(count):
+    for k in range(places):
         if table.in_place:
-            at[i] = place_in_row(table, rows[i], strip.column)
+            at[k] = place_in_row(table, rows[k], strip.column)
         else:
-            at[i] = place_of_run(table, rows[i]*table.width + strip.column, width, x_tile[i], dy_tile[i], y_tile[i])
+            at[k] = place_of_run(table, rows[k]*table.width + strip.column, width, x_tile[k], dy_tile[k], y_tile[k])
     about.center, about.f, about.column = table.center + strip.column, &table.columns, strip.column
-    sum(at, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL, NULL)
+    sum(at, places, &table.row, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL, NULL)
 
 
 cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
-    """Add rows begin..end to `sums`: some parts of them side by side, a row of each in turn, then the rest.
+    """Add rows begin..end to `sums`: STREAMS parts of them side by side, a row of each in turn, then the rest.
 
     (Memory is read faster in several places at once.)
     """
     cdef const Table *table = strip.table
-    cdef Py_ssize_t streams = STREAMS_BACK if table.call.backward else STREAMS
-    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//streams
+    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//STREAMS
     cdef Py_ssize_t rows[STREAMS]
-    cdef Py_ssize_t i, k, width
+    cdef Py_ssize_t i = 0, k, width, some
     cdef bint first = True
     clear_strip(strip)
-    for i in range(part):
-        for k in range(streams):
+    while i < part:
+        some = min(part - i, ROW_CHUNK//STREAMS) if table.even else 1
+        for k in range(STREAMS):
             rows[k] = begin + k*part + i
-        sum_some_rows(strip, rows, streams, strip.width)
-        if (i + 1)*streams % ROW_CHUNK == 0:
+        sum_some_rows(strip, rows, STREAMS, some, strip.width)
+        i += some
+        if i*STREAMS % ROW_CHUNK == 0:
             add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
             first = False
             clear_strip(strip)
-    for k in range(begin + part*streams, end):
+    for k in range(begin + part*STREAMS, end):
         width = strip.width
         if k == whole:          # the last row, which is shorter
             width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
         if width > 0:
-            sum_some_rows(strip, &k, 1, width)
+            sum_some_rows(strip, &k, 1, 1, width)
     add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
 
 

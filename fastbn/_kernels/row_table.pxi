@@ -16,6 +16,8 @@ cdef struct Table:
     Py_ssize_t tile_width
     bint in_place               # no value must be gathered
     bint flat                   # and there are no gaps between rows
+    bint even                   # in place, and rows follow each other with the same step
+    Steps row                   # bytes from one to the next
     bint stream
     bint second                 # attempt: only the tiles that need it
     bint any_far
@@ -23,6 +25,10 @@ cdef struct Table:
     char *far                   # per column: whether the loops of a first attempt will not do
     ColumnSums parts            # of all blocks
     Columns columns
+
+
+cdef inline bint one_axis(const View *v) noexcept nogil:
+    return v == NULL or v.axes == 1
 
 
 cdef void lay_out_table(Table *table) noexcept nogil:
@@ -41,6 +47,8 @@ cdef void lay_out_table(Table *table) noexcept nogil:
         table.flat = table.flat and is_flat(views[k], call.channels, itemsize)
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
+    table.even = table.flat or (table.in_place and one_axis(call.x) and one_axis(call.dy) and one_axis(call.y))
+    table.row = along_row(table.width*itemsize) if table.flat else steps_to_samples(call)
     table.stream = (call.stores == PAST_CACHE and share_lines(call.out, call.dresidual)
                     and (table.flat or (table.in_place and call.channels*itemsize >= 1024)))
     table.tile_width = GATHERED_TILE
@@ -61,6 +69,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
     table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size
+    table.columns.holds = holds_back(call, itemsize)
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)

@@ -9,7 +9,7 @@
 
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
-    RESULT_ITEMS = 8            # that are computed together: where they begin, memory has to be waited for
+    RESULT_ITEMS = 32           # that are computed together: where they begin, memory has to be waited for
 
 
 cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:

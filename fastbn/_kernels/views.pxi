@@ -107,6 +107,7 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
 
 cdef enum:
     ARRAYS = 5
+    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: few last-level caches hold them
 
 
 cdef struct Place:
@@ -164,6 +165,12 @@ cdef inline Place row_of(const Call *call, Py_ssize_t c, Py_ssize_t row) noexcep
 
 cdef inline void views_of(const Call *call, const View **views) noexcept nogil:
     views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.y, call.out, call.dresidual
+
+
+cdef inline bint holds_back(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    """Whether results are held back (see hold_back())."""
+    cdef Py_ssize_t arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)
+    return call.stores == PAST_CACHE and call.channels*call.values*itemsize*arrays >= HELD_BACK
 
 
 cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcept nogil:
