@@ -6,7 +6,7 @@ cdef enum:
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
     BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
-    ROWS_AHEAD = 4          # from what is summed to what is asked for, in longer rows that are not cut into folds
+    ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
     SOON = 2048             # bytes, the same where that is near
     GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
