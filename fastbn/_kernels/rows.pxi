@@ -9,6 +9,7 @@
 
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
+    RESULT_TILE = 1024          # columns whose coefficients stay in a first-level cache
     RESULT_ITEMS = 32           # that are computed together: where they begin, memory has to be waited for
 
 
@@ -39,6 +40,17 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
         left -= length
 
 
+cdef void apply_tile_by_tile(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """The same of wide rows, RESULT_TILE columns at a time."""
+    cdef Py_ssize_t column = 0, row, width = table.width
+    while column < width:
+        row = start
+        while row + column < end:
+            apply_to_part(table, row + column, min(row + min(column + RESULT_TILE, width), end))
+            row += width
+        column += RESULT_TILE
+
+
 cdef inline Py_ssize_t rows_of_item(const Table *table) noexcept nogil:
     return max(1, RESULT_VALUES//table.width)
 
@@ -50,7 +62,10 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
     while end > begin:
         if table.call.measure:
             first = max(begin, end - RESULT_ITEMS)
-        apply_to_part(table, first*some, min(end*some, last))
+        if table.width >= 2*RESULT_TILE and table.in_place and not table.stream:
+            apply_tile_by_tile(table, first*some, min(end*some, last))
+        else:
+            apply_to_part(table, first*some, min(end*some, last))
         end = first
 
 
