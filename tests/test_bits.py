@@ -487,13 +487,13 @@ def test_rows_that_few_caches_hold(shape, dtype, activation):
     both = fastbn.backward_sums(dy, x, stats, gamma, beta, y=joined, residual=True, **act)
 
     def all_of(x, dy, residual, joined):
-        dresidual = fastbn.backward_apply(dy, x, stats, both, gamma, beta, y=joined, residual=True, **act)
+        behind_join = fastbn.backward_apply(dy, x, stats, both, gamma, beta, y=joined, residual=True, **act)
         return [
             fastbn.normalize(x, *stats[1:], gamma, beta, **act),
             fastbn.normalize(x, *stats[1:], gamma, beta, residual=residual, **act),
             fastbn.backward_apply(dy, x, stats, sums, gamma, beta, **act).dx,
-            dresidual.dx,
-            dresidual.dresidual,
+            behind_join.dx,
+            behind_join.dresidual,
         ]
 
     together = all_of(x, dy, residual, joined)

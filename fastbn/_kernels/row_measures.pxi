@@ -41,7 +41,7 @@ cdef void clear_strip(Strip *strip) noexcept nogil:
 
 cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t places, Py_ssize_t count,
                         Py_ssize_t width) noexcept nogil:
-    """Add `count` rows from each of at most STREAMS on to the sums of the first `width` columns."""
+    """Add `count` rows from each of STREAMS rows on, or from one, to the sums of the first `width` columns."""
     cdef double x_tile[STREAMS][GATHERED_TILE]
     cdef double dy_tile[STREAMS][GATHERED_TILE]
     cdef double y_tile[STREAMS][GATHERED_TILE]
