@@ -51,6 +51,7 @@ CASES = {
     "many channels": ((2, 75, 5, 7), (0, 1, 2, 3)),
     "streamed, large channels": ((7, 3, 211, 239), (0, 1, 2, 3)),
     "streamed, shortest rows": ((2100, 60, 9), (0, 1, 2)),
+    "streamed, many short rows": ((7000, 20, 27), (0, 1, 2)),
 }
 LARGE = [name for name in CASES if name.startswith(("large", "streamed"))]
 SMALL = [name for name in CASES if name not in LARGE]
@@ -138,6 +139,8 @@ def test_cases_are_large_enough():
     sizes = {name: np.prod(shape) for name, (shape, _) in CASES.items()}
     assert min(sizes[name] for name in LARGE) >= constant("PARALLEL_FROM") > max(sizes[name] for name in SMALL)
     assert min(sizes[name] for name in STREAMED) * 4 >= constant("STREAM_FROM")
+    # results of the former come after their sums, of the latter beside those of others
+    assert sizes["streamed, short rows"] * 3 * 8 <= constant("LAST_LEVEL") < sizes["streamed, many short rows"] * 2 * 4
 
 
 # ---- threads
@@ -442,10 +445,12 @@ def test_channels_beside(samples, channels, length, activation):
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31), (260, 420, 7, 7), (130, 210, 13, 15)], ids=str
+)
 def test_arrays_that_few_caches_hold(shape, dtype, activation):
     """Their results are held back: each channel as if it stood in a small array. (Rows of parts, folds of one row and
-    of several.)
+    of several, short rows.)
     """
     rng = np.random.default_rng(0)
     x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))

@@ -167,10 +167,15 @@ cdef inline void views_of(const Call *call, const View **views) noexcept nogil:
     views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.y, call.out, call.dresidual
 
 
+cdef inline Py_ssize_t bytes_of_arrays(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    """Of those that are read, and of one that is written."""
+    cdef Py_ssize_t arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)
+    return call.channels*call.values*itemsize*arrays
+
+
 cdef inline bint holds_back(const Call *call, Py_ssize_t itemsize) noexcept nogil:
     """Whether results are held back (see hold_back())."""
-    cdef Py_ssize_t arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)
-    return call.stores == PAST_CACHE and call.channels*call.values*itemsize*arrays >= HELD_BACK
+    return call.stores == PAST_CACHE and bytes_of_arrays(call, itemsize) >= HELD_BACK
 
 
 cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcept nogil:
