@@ -139,7 +139,7 @@ def test_cases_are_large_enough():
     sizes = {name: np.prod(shape) for name, (shape, _) in CASES.items()}
     assert min(sizes[name] for name in LARGE) >= constant("PARALLEL_FROM") > max(sizes[name] for name in SMALL)
     assert min(sizes[name] for name in STREAMED) * 4 >= constant("STREAM_FROM")
-    # results of the former come after their sums, of the latter beside those of others
+    # short rows: those of few bytes get their results after their sums, the others beside the sums of others
     assert sizes["streamed, short rows"] * 3 * 8 <= constant("LAST_LEVEL") < sizes["streamed, many short rows"] * 2 * 4
 
 

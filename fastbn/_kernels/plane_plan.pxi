@@ -41,7 +41,7 @@ cdef struct Plan:
     bint last_first             # results are taken from the last row to the first, ...
     bint asks                   # ... and what they need is asked for, where they go by way of the cache
     bint holds                  # they are held back (see hold_back())
-    bint apart                  # a group gets its results right after its sums, not beside those of the next
+    bint apart                  # by whole lines too a group gets its results right after its sums, not with the next's
     bint whole                  # a channel is one fold, and in place: all of it is summed in one go
     bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
@@ -105,8 +105,8 @@ cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogi
 cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
     """Whether groups get their results right after their sums although they are written by whole lines.
 
-    Row by row, results beside the sums of others take more instructions than each alone; that pays only where memory is
-    waited for. (Zen 4: apart, forwards of 7x7 and backwards of 14x14 take .8 to .9 of the time, in 100 MB 1.4.)
+    Row by row, results beside the sums of others take more instructions than both apart; that pays only where memory is
+    waited for. (Zen 4: apart, forwards of 7x7 and backwards of 14x14 take .8 to .9 of the time, but 7x7 of 100 MB 1.4.)
     """
     cdef const Call *call = plan.call
     return (plan.stream and plan.rows_in_turn and (call.backward or plan.plane < LINE_BY_LINE)
@@ -143,7 +143,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
     plan.in_one_go = most_in_one_go(&plan, summed) if steady else 1
-    plan.apart = goes_apart(&plan)
+    plan.apart = goes_apart(&plan)      # and not in whole channels, which then gains less or nothing
     plan.whole = plan.folds == 1 and plan.even and not plan.apart and not is_scattered(&plan, summed)
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2

@@ -1,11 +1,12 @@
 # Driver for planes, (n, c, s): a few channels after the other.
 #
 # The values of a channel are cut into folds of some FOLD values: rows of s values, or equal parts of longer ones. A
-# fold is summed in lanes (lanes.pxi), folds are added up within a block, and blocks are merged in order. While the sums
-# of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once, and is
-# read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory is still
-# read and written in long runs. Channels that are one fold are summed whole, many of them in one call, unless others
-# get results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Only where
+# fold is summed in lanes (lanes.pxi), folds are added up within a block, and blocks are merged in order. While the
+# sums of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once,
+# and is read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory
+# is still read and written in long runs; in arrays that a last-level cache holds such a group mostly gets its results
+# right after its sums. Else channels that are one fold are summed whole, many of them in one call, unless others get
+# results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Only where
 # channels are fewer than half the threads do threads share a channel. None of this changes the order of a channel's
 # additions.
 
