@@ -667,8 +667,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         _explain.useless_out()
     if residual and (whole or sums is not None):
         dresidual = accept_out(out_residual, a,
-                               ("dy", "dx", "x", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
-                               (d, dx, a, of_mask, m, v, g, b, s, t), 1)
+                               ("x", "dy", "dx", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
+                               (a, d, dx, of_mask, m, v, g, b, s, t), 2)
     call.backward, call.constant, call.act, call.from_y = True, not training, act, from_y
     call.gated = activation is not None and not residual and not from_y
     call.mean, call.var = doubles(m64), doubles(v64)
@@ -709,7 +709,7 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarr
     return run(&call, channels, order_of, y, dy, dresidual)
 
 
-def floor(cnp.ndarray x, cnp.ndarray w, cnp.ndarray y, bint stream):
+def floor(cnp.ndarray x not None, cnp.ndarray w, cnp.ndarray y not None, bint stream):
     """y = x, or y = x + w, as fast as memory goes: what benchmarks compare with.
 
     Contiguous float32 or float64 arrays of one size, from multiples of 64 bytes on. What is left after lines of 16
@@ -817,8 +817,8 @@ cpdef bint check_running(tuple to, Py_ssize_t channels, object momentum) except 
     return momentum is None or (type(momentum) is float and 0 <= <double>momentum <= 1)
 
 
-def move_running(tuple to, cnp.ndarray mean, cnp.ndarray var, double correction, object weight, object batches,
-                 bint finite_only):
+def move_running(tuple to not None, cnp.ndarray mean not None, cnp.ndarray var not None, double correction,
+                 object weight, object batches, bint finite_only):
     """Move running statistics towards mean and var*correction, contiguous vectors of float64.
 
     `to` is (running_mean, running_var, tracked). `batches` is what the 0-d `tracked` becomes, None: one more than
@@ -870,7 +870,7 @@ def fits(x, Py_ssize_t axis, Py_ssize_t channels, object ranks, bint several):
             and (cnp.PyArray_SIZE(a) > channels if several else ndim >= 2))
 
 
-def same_memory(out, cnp.ndarray x):
+def same_memory(out, cnp.ndarray x not None):
     """Whether out is x itself, value by value."""
     return (isinstance(out, cnp.ndarray) and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, x)
             and same_values(<cnp.ndarray>out, x))

@@ -25,13 +25,19 @@ def as_any_array(name: str, given: Any) -> np.ndarray:
     """What np.asarray makes of an argument, if that loses nothing."""
     if given is None:
         raise TypeError(f"{name}: expected an array, got None")
-    parts = given if isinstance(given, (list, tuple)) else (given,)
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+    if _is_masked(given):
         raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
     try:
         return np.asarray(given)
     except Exception as error:
         raise TypeError(f"{name}: expected an array, got {type(given).__name__}: {error}") from error
+
+
+def _is_masked(given: Any) -> bool:
+    """Whether this is a masked array, or a list of such, however deep."""
+    if isinstance(given, (list, tuple)):
+        return any(_is_masked(part) for part in given)
+    return isinstance(given, np.ma.MaskedArray)
 
 
 def as_array(name: str, given: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from fastbn._integers import as_integer
@@ -75,8 +75,7 @@ def get_num_threads() -> int:
     return _core.get_threads()
 
 
-@contextmanager
-def num_threads(n: int) -> Iterator[None]:
+def num_threads(n: int) -> AbstractContextManager[None]:
     """Use n threads inside a ``with`` block (in the whole process), then what was set before.
 
     Parameters
@@ -96,8 +95,13 @@ def num_threads(n: int) -> Iterator[None]:
     ...     fastbn.get_num_threads()
     1
     """
+    return _threads_inside(_checked(n, "n"))  # checked by the call, not when the block is entered
+
+
+@contextmanager
+def _threads_inside(threads: int) -> Iterator[None]:
     before = _core.chosen_threads()
-    set_num_threads(n)
+    _core.set_threads(threads, _granted())
     try:
         yield
     finally:

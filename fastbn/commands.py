@@ -20,9 +20,16 @@ class CannotRunError(RuntimeError):
 
 def check_extra(extra: str) -> None:
     """Raise CannotRunError where a package of the extra is missing. Imports none of them: that takes seconds."""
-    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    missing = [name for name in EXTRAS[extra] if not _is_there(name)]
     if missing:
         raise CannotRunError(f'{", ".join(missing)} missing; install the extra: pip install "fastbn[{extra}]"')
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ImportError:  # of a finder that refuses it
+        return False
 
 
 def writeable_folder(path: str | Path) -> Path:

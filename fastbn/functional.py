@@ -224,7 +224,7 @@ def batch_norm_backward(
         What is not needed is not computed, and None in the result.
     out : ndarray, optional
         Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments. With a residual a pair
-        for dx and dresidual, either of which may be None; dresidual may take the place of dy.
+        for dx and dresidual, either of which may be None; dresidual, too, may take the place of dy or x.
 
     Returns
     -------

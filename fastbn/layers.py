@@ -229,31 +229,29 @@ class BatchNorm:
             if not _core.check_running(to, self.num_features, momentum):
                 momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
-        if out is not None and in_place and self.training:
+        if out is not None and in_place and training:
             _explain.check_can_undo(
                 self.activation, self.negative_slope, self._gamma, residual is not None, out.dtype, "out"
             )
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self._eps, self.axis, self.activation, self.negative_slope
-        stats: Any
+        stats: Any = None
         if from_batch and not self.training and np.size(x) == 0:
             stats = _core.batch_stats(x, axis)
             y = _core.normalize(x, stats[1], stats[2], gamma, beta, eps, axis, activation, slope, residual, out)
-            vectors = _core.copies(gamma, beta, None, None)
         elif from_batch:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
-            if moves:
-                if out is not None:  # where a warning is an error: what was saved may have been overwritten
-                    self._saved = None
-                count, new_mean, new_var = stats
-                correction = count / (count - 1)
-                odd = _core.move_running(to, new_mean, new_var, correction, momentum, None, False)
-                if odd is not None:
-                    self._move_the_others(odd, to, new_mean, new_var, correction, momentum, None)
-            vectors = _core.copies(gamma, beta, None, None)
         else:
             y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
-            stats, vectors = None, _core.copies(gamma, beta, mean, var)
+        vectors = _core.copies(gamma, beta, None if from_batch else mean, None if from_batch else var)
+        if moves:
+            if out is not None:  # where a warning is an error: what was saved may have been overwritten
+                self._saved = None
+            count, new_mean, new_var = stats
+            correction = count / (count - 1)
+            odd = _core.move_running(to, new_mean, new_var, correction, momentum, None, False)
+            if odd is not None:
+                self._move_the_others(odd, to, new_mean, new_var, correction, momentum, None)
         reads_y = in_place or (residual is not None and activation is not None)
         self._saved = (
             None if in_place else x, y if reads_y else None, stats, vectors, from_batch, residual is not None,

@@ -258,6 +258,44 @@ def test_read_only_blobs_are_refused_before_anything_changes():
     assert blobs_of(bn) == [[0], [0], [0]]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda blobs: blobs[:2],
+        lambda blobs: [blobs[0], caffe.Blob([0.0, 0.0]), blobs[2]],
+        lambda blobs: [*blobs[:2], caffe.Blob([0.0, 0.0])],
+    ],
+    ids=["two", "variance", "weight"],
+)
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_blobs_that_do_not_fit_are_refused_before_anything_changes(phase, wrong):
+    bn = caffe.BatchNorm(1, phase=phase)
+    bn.blobs = wrong(bn.blobs)
+    before = blobs_of(bn)
+    x = np.array([[1], [3]], np.float32)
+    with pytest.raises(ValueError, match=r"^blobs: expected shapes \(C,\), \(C,\), \(1,\), got"):
+        bn(x, out=x)
+    assert x.ravel().tolist() == [1, 3]
+    assert blobs_of(bn) == before
+
+
+@pytest.mark.parametrize("layer", ["Scale", "Bias", "Block", "Block, apart"])
+def test_read_only_diffs_are_refused_before_dx_is_written(layer):
+    if layer.startswith("Block"):
+        axis = 1 if layer == "Block" else 0
+        scale = caffe.Scale(axis=axis, num_axes=1, bias_term=True)
+        learned = caffe.Block("bn", caffe.BatchNorm(2), scale)
+    else:
+        learned = scale = getattr(caffe, layer)()
+    x, out = np.arange(4, dtype=np.float32).reshape(2, 2), np.full((2, 2), 7, np.float32)
+    learned(x)
+    scale.blobs[-1].diff.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^blobs\[\d\]: expected writeable diff, got a read-only array"):
+        learned.backward(x, out=out)
+    assert (out == 7).all()
+    assert not any(blob.diff.any() for blob in scale.blobs)
+
+
 def test_blobs_that_were_exchanged():
     bn = caffe.BatchNorm(2, phase="TEST")
     bn.blobs[1] = caffe.Blob([1.0])

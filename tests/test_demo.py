@@ -303,6 +303,18 @@ def test_missing_extra(monkeypatch, capsys, tmp_path, package):
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_extra_where_a_finder_refuses_it(monkeypatch, capsys):
+    class Refuses:
+        def find_spec(self, name, *_):
+            if name == "tqdm":
+                raise ModuleNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    assert cli.main(["demo"]) == 2
+    assert capsys.readouterr().err == 'fastbn demo: tqdm missing; install the extra: pip install "fastbn[demo]"\n'
+
+
 @pytest.mark.parametrize("below", ["", "/folder"])
 def test_out_that_cannot_be_written(capsys, tmp_path, below):
     path = tmp_path / "file"

@@ -109,6 +109,12 @@ def swapped(a):
 NOT_FLOATS = [
     ("masked", np.ma.masked_array, TypeError, "expected a plain array, got a masked array"),
     (
+        "list of lists of masked",
+        lambda x: [[np.ma.masked_array(part) for part in x]],
+        TypeError,
+        "expected a plain array, got a masked",
+    ),
+    (
         "list of masked",
         lambda x: [np.ma.masked_array(part) for part in x],
         TypeError,
@@ -360,8 +366,9 @@ OPTIONS = [
         "^out: expected memory apart from dx, got an array that overlaps dx",
     ),
     *rows(
-        GRADIENTS, "dresidual over x", lambda a: {"residual": True, "out": (None, a.x)}, ValueError,
-        "^out: expected memory apart from x, got an array that overlaps x",
+        GRADIENTS, "dresidual over a part of x",
+        lambda a: {"x": a.buffer[:24].reshape(SHAPE), "residual": True, "out": (None, a.buffer[12:36].reshape(SHAPE))},
+        ValueError, "^out: expected x itself or memory apart from it, got an array that overlaps x",
     ),
     *rows(
         GRADIENTS, "dresidual over y",

@@ -1,6 +1,7 @@
 """The scripts in examples/: each runs, and what it computes is what the reference says."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ def arrays(shape, dtype=np.float64):
 
 def assert_close(found, expected, limit=1e-11):
     np.testing.assert_allclose(found, expected, rtol=limit, atol=limit)
+
+
+def test_readmes_training_loop():
+    """It runs as it stands there, and learns."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    error, wanted = names["error"], names["x"][:, 0]
+    assert np.mean(error**2) < 0.1 * np.mean(wanted**2)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -358,10 +358,12 @@ def test_written_over_an_argument(row):
         assert new.dgamma.tobytes() == found["dgamma"].tobytes()
         if row["residual"]:
             assert new.dresidual.tobytes() == found["dresidual"].tobytes()
-            x, dy = copy_of_x(), placed(case.dy, case.others)
-            new = case.backward(found["y"], stats, x, dy, split, out=({"x": x, "dy": None}[name], dy))
-            assert dy.tobytes() == found["dresidual"].tobytes()
-            assert new.dx.tobytes() == found["dx"].tobytes()
+            for other in (None, {"x": "dy", "dy": "x"}[name]):  # takes dx
+                x, dy = copy_of_x(), placed(case.dy, case.others)
+                places = {"x": x, "dy": dy, None: None}
+                new = case.backward(found["y"], stats, x, dy, split, out=(places[other], places[name]))
+                assert places[name].tobytes() == found["dresidual"].tobytes()
+                assert new.dx.tobytes() == found["dx"].tobytes()
 
 
 @pytest.mark.parametrize("row", ROWS[::3], ids=name_of_choice)
@@ -917,6 +919,28 @@ def xhat_error(case, y, stats):
     unit = 20 * U64 if case.x.dtype == np.float64 else 10 * U32
     least = 2 * LEAST[case.x.dtype] / (case.act.get("negative_slope", 0.01) if case.act else 1)
     return ((unit + 2.02 * HALF_UNIT.get(case.x.dtype, 0)) * size + least) / gamma
+
+
+@pytest.mark.parametrize("act", [{}, {"activation": "leaky_relu"}], ids=["none", "leaky"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_from_y_alone_of_constant_channels_without_eps(dtype, act):
+    """As from x: all of x is its mean, so that sum_dy_xmu, dgamma and dx are 0; a channel beside it is not touched."""
+    x = random_array((5, 2, 3), dtype, 0)
+    x[:, 0] = 3
+    dy = random_array((5, 2, 3), dtype, 1)
+    y, stats = fastbn.batch_norm(x, eps=0, **act)
+    sums = fastbn.backward_sums(dy, None, stats, y=y, eps=0, **act)
+    assert sums.sum_dy_xmu[0] == 0
+    for training in (True, False):
+        given = stats if training else (stats.mean, stats.var)
+        found = fastbn.batch_norm_backward(dy, None, given, y=y, eps=0, training=training, **act)
+        assert not found.dx[:, 0].astype(np.float64).any()
+        assert found.dgamma[0] == 0
+        assert found.dbeta[0] == pytest.approx(
+            float(dy[:, 0].astype(np.float64).sum() * (0.01 if act else 1)), rel=1e-6
+        )
+        assert np.isfinite(found.dx.astype(np.float64)).all()
+        assert found.dx[:, 1].astype(np.float64).any()
 
 
 LEAKY_LENGTHS = [row for row in LENGTHS if row["activation"] in IN_PLACE and not row["residual"]]

@@ -103,7 +103,7 @@ cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noex
     cdef Place soon = place_ahead(plan, channels.c, row, 0)
     cdef Steps ahead = distance(&at, &soon)
     cdef Place following = moved(&due_at, &plan.sample)
-    ask_for_ends(&following, due.count*plan.plane*plan.loops.itemsize)
+    ask_for_ends(&following, due.count*plan.plane*plan.loops.itemsize, plan.call.dresidual != NULL)
     plan.loops.sweep_neighbours(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, due.carry, &at, &ahead,
                                 &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)
     if due.count > count:   # a last group of fewer channels than the one before

@@ -149,11 +149,11 @@ cdef inline void ask_for_end(const char *end) noexcept nogil:
         prefetch_line(end)
 
 
-cdef inline void ask_for_ends(const Place *at, Py_ssize_t bytes) noexcept nogil:
+cdef inline void ask_for_ends(const Place *at, Py_ssize_t bytes, bint with_dresidual) noexcept nogil:
     """Ask for the lines that results soon share with what stands beside them: others are written without being read."""
     ask_for_end(at.out)
     ask_for_end(at.out + bytes)
-    if at.dresidual != NULL:
+    if with_dresidual:
         ask_for_end(at.dresidual)
         ask_for_end(at.dresidual + bytes)
 
@@ -444,7 +444,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     z.act, z.gate = own.act, about.gate
     for row in range(count):
         soon, following = moved(&at, ahead), moved(&out, step)
-        ask_for_ends(&following, length*<Py_ssize_t>sizeof(stored))
+        ask_for_ends(&following, length*<Py_ssize_t>sizeof(stored), reads_y(what))
         start = stream_first(&out, &own, carry, typed, what)
         i = sweep_row(&out, start, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
         k = i - start

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 import fastbn
 from fastbn.caffe.affine import floats
-from fastbn.caffe.blobs import Blob
+from fastbn.caffe.blobs import Blob, check_writeable
 from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
 from fastbn.functional import DefaultMode, as_dtype, as_number
 
@@ -165,6 +165,7 @@ class BatchNorm:
         """Normalise, scale and shift in one pass: y, and what `gradients_of` needs."""
         self.check(x)
         blobs = self.blobs or self.new_blobs(x.shape[1])
+        _check_shapes(blobs)
         kept_gamma = None if gamma is None else gamma.copy()
         if self.in_global_mode:
             mean, var = _statistics(blobs)
@@ -174,7 +175,7 @@ class BatchNorm:
             saved = _Saved(x if gamma is None else before_forward(x, out), (mean, var_eps), kept_gamma, 0.0)
             y = fastbn.normalize(x, mean, var_eps, gamma, beta, eps=0.0, out=out)
         else:
-            _check_writeable(blobs)
+            check_writeable(blobs, "data")
             kept = before_forward(x, out)
             y, stats = fastbn.batch_norm(x, gamma, beta, eps=self.eps, out=out)
             saved = _Saved(kept, stats, kept_gamma, self.eps)
@@ -228,10 +229,14 @@ class RunningAverage(BatchNorm):
                 blob.data = old + (1 - f) * value
 
 
+def _check_shapes(blobs: list[Blob]) -> None:
+    if len(blobs) != 3 or blobs[0].data.ndim != 1 or blobs[0].shape != blobs[1].shape or blobs[2].shape != (1,):
+        raise ValueError(f"blobs: expected shapes (C,), (C,), (1,), got {[blob.shape for blob in blobs]}")
+
+
 def _statistics(blobs: list[Blob]) -> tuple[np.ndarray, np.ndarray]:
     """Sums divided by their weight; 0 where the weight is 0."""
-    if len(blobs) != 3 or blobs[0].shape != blobs[1].shape or blobs[2].shape != (1,):
-        raise ValueError(f"blobs: expected shapes (C,), (C,), (1,), got {[blob.shape for blob in blobs]}")
+    _check_shapes(blobs)
     with np.errstate(all="ignore"), DefaultMode():
         mean, var, weight = (blob.data.astype(np.float64) for blob in blobs)
         return (mean / weight, var / weight) if weight[0] != 0 else (np.zeros_like(mean), np.zeros_like(var))
@@ -243,13 +248,6 @@ def _check_variance(var: np.ndarray, eps: float) -> None:
         raise ValueError(
             f"blobs[1]: expected variances of at least -eps = {-eps:g}, got {var[below[0]]:g} in channel {below[0]}"
         )
-
-
-def _check_writeable(blobs: list[Blob]) -> None:
-    """Before the first byte: nothing must change by half."""
-    for k, blob in enumerate(blobs):
-        if not blob.data.flags.writeable:
-            raise ValueError(f"blobs[{k}]: expected writeable data, got a read-only array")
 
 
 def gradients_of(saved: _Saved | None, dy: ArrayLike, out: np.ndarray | None, need_params: bool) -> fastbn.Gradients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastbn.functional import as_integer, as_number
 class Blob:
     """An array and its gradient, as in Caffe: `data` and `diff`, of the same shape and dtype.
 
-    Both stay the same objects for life; assignment copies into them. NumPy's functions take a blob for its data, and
+    Both stay the same memory for life; assignment copies into them. NumPy's functions take a blob for its data, and
     indices read and write that.
 
     Parameters
@@ -79,6 +79,13 @@ class Blob:
 
     def __repr__(self) -> str:
         return f"Blob({self._data!r})"
+
+
+def check_writeable(blobs: Iterable[Blob], part: str) -> None:
+    """That all `data` or all `diff` can be written: asked before the first byte is, so that nothing changes by half."""
+    for k, blob in enumerate(blobs):
+        if not getattr(blob, part).flags.writeable:
+            raise ValueError(f"blobs[{k}]: expected writeable {part}, got a read-only array")
 
 
 @dataclass(frozen=True)

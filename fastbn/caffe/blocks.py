@@ -93,6 +93,8 @@ class Block:
         if self._saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
         (saved,) = self._saved
+        if self.scale is not None:
+            self.scale.check_diffs()
         if saved is None:
             assert self.scale is not None
             dy, *of_scale = self.scale.gradients(dy)

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import re
-import tempfile
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -196,21 +196,15 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    temporary = f"{target}.{secrets.token_hex(8)}.part"
+    try:  # (tempfile's files are for this user alone; here the system leaves the mode to umask, as for any new file)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:  # of the file that was asked for
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

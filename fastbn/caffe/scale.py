@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
-from fastbn.caffe.blobs import Blob, Filler
+from fastbn.caffe.blobs import Blob, Filler, check_writeable
 from fastbn.caffe.checks import before_forward
 from fastbn.functional import DefaultMode, as_dtype, as_integer, result_like
 
@@ -76,6 +76,10 @@ class _Broadcast(ABC):
         for blob in blobs:
             if blob.shape != run.inside:
                 blob.reshape(run.inside)
+
+    def check_diffs(self) -> None:
+        """That gradients can be added to the blobs: asked before dx is written."""
+        check_writeable(self.blobs, "diff")
 
     def clear_diffs(self) -> None:
         """Set the accumulated gradients to 0."""
@@ -204,6 +208,7 @@ class Scale(_Broadcast):
             With two bottoms: (dx, gradient of the second bottom).
         """
         two_bottoms = self._last()[-1]
+        self.check_diffs()
         dx, dscale, dbias = self.gradients(dy, out)
         self.add_gradients(None if two_bottoms else dscale, dbias)
         return (dx, dscale) if two_bottoms else dx
@@ -304,6 +309,7 @@ class Bias(_Broadcast):
             With two bottoms: (dx, gradient of the second bottom).
         """
         run, dtype, second = self._last()
+        self.check_diffs()
         dy = like("dy", dy, run.shape, dtype)
         dbias = sums(dy, run)
         dx = result_like(out, dy, {"dy": dy}, {})
