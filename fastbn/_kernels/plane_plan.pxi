@@ -5,6 +5,7 @@ cdef enum:
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
+    FEW_BYTES_AHEAD = 64 << 10      # of each, the same in rows that are cut into folds, of channels up to BYTES_AHEAD
     BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
     ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
@@ -164,10 +165,15 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
 cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
     """How many rows there are between those that are summed and those that are asked for. Past the end of a short row
     processors read on by themselves: what stands there is best asked for too, and that is the next channel's row.
+
+    A channel that a second-level cache holds still gets its results there, unless too much is asked for early. (Zen 4:
+    channels of 200 to 800 KB .85 to .97 of the time; larger ones take 1.1 to 1.3 with so few bytes ahead.)
     """
     cdef Py_ssize_t row = plan.plane*plan.loops.itemsize, rows = BYTES_AHEAD//(row*arrays)
+    if plan.segments and plan.rows <= rows:
+        return FEW_BYTES_AHEAD//row
     if plan.segments:
-        return min(plan.rows, rows)
+        return rows
     return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, rows//plan.group))
 
 
