@@ -355,6 +355,7 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
 
 cdef enum:
     LINE_BY_LINE = 96       # values of a short row, from which on a forward goes line by line
+    JOIN_AHEAD = 1024       # values of a residual in longer rows, from what is added to what is asked for
 
 
 cdef inline void add_beside(const Place *at, Py_ssize_t i, Py_ssize_t length, lanes_t center, const Coefficients *f,
@@ -376,16 +377,12 @@ cdef inline void add_beside(const Place *at, Py_ssize_t i, Py_ssize_t length, la
         add_some(at, i, length, center, f, typed, <const Deviations *>NULL, s, t)
 
 
-cdef inline void ask_beside(const Place *at, const Place *ahead, Py_ssize_t i, bint later, const stored *typed,
+cdef inline void ask_beside(const Place *ahead, Py_ssize_t i, bint later, const stored *typed,
                             const formula *what) noexcept nogil:
-    """Ask for what will be summed soon, or `later`. A residual is read with the results, which are due when the next
-    channel is summed: it is asked for where this one is.
-    """
+    """Ask for what will be summed soon, or `later`, and for a residual, which is read with the results."""
     prefetch_lanes(<const stored *>ahead.x + i, later)
-    if not is_forward(what):
-        prefetch_lanes(<const stored *>ahead.dy + i, later)
-    elif reads_dy(what):
-        prefetch_lanes(<const stored *>at.dy + i, True)
+    if reads_dy(what):
+        prefetch_lanes(<const stored *>ahead.dy + i, later or is_forward(what))
     if reads_y(what):
         prefetch_lanes(<const stored *>ahead.y + i, later)
 
@@ -405,7 +402,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
             lanes_in_registers(t)
         if holds:
             hold_back(not is_forward(what))
-        ask_beside(at, soon, k, not near, typed, what)
+        ask_beside(soon, k, not near, typed, what)
         k += LANES
         if asks:
             ask_for_values(out, i + CHUNK, False, typed, what)
@@ -446,16 +443,18 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         soon, following = moved(&at, ahead), moved(&out, step)
         ask_for_ends(&following, length*<Py_ssize_t>sizeof(stored), reads_y(what))
         start = stream_first(&out, &own, carry, typed, what)
+        if is_forward(what):    # a residual: of this row, or where rows are short of the channel that is due next
+            soon.dy = at.dy if length <= JOIN_AHEAD else out.dy + (start + JOIN_AHEAD)*<Py_ssize_t>sizeof(stored)
         i = sweep_row(&out, start, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
         k = i - start
         owe(carry, &out, length, length - i, f, 0, typed, what)
         if k + LANES <= length:     # one more than there were whole lines of results
             add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
-            ask_beside(&at, &soon, k, True, typed, what)
+            ask_beside(&soon, k, True, typed, what)
             k += LANES
         if k < length:
             add_beside(&at, k, length, center, &z, typed, what, &s, &t)
-            ask_beside(&at, &soon, k, True, typed, what)
+            ask_beside(&soon, k, True, typed, what)
         out, at = moved(&out, step), moved(&at, next_step)
         folds.left -= 1
         if folds.left == 0:
@@ -484,6 +483,8 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         own = coefficients(&numbers, channel, typed, what)
         z.act, z.gate = own.act, about.gate
         soon = moved(&at, ahead)
+        if is_forward(what):    # a residual: of the group that is due next
+            soon.dy = at.dy
         k = 0
         if joined and channel > 0:
             last = coefficients(&numbers, channel - 1, typed, what)
@@ -507,11 +508,11 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         while k <= rest:
             add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
-            ask_beside(&at, &soon, k, True, typed, what)
+            ask_beside(&soon, k, True, typed, what)
             k += LANES
         if k < length:
             add_beside(&at, k, length, center, &z, typed, what, &s, &t)
-            ask_beside(&at, &soon, k, True, typed, what)
+            ask_beside(&soon, k, True, typed, what)
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         out, at = moved(&out, step), moved(&at, step)
