@@ -36,4 +36,4 @@ def test_speed(benchmark, case):
         threads=case.threads,
         machine=machine.name(),
     )
-    assert ratio > 0
+    assert np.isfinite(ratio)  # that the answer is right was checked before it was timed

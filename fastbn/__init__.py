@@ -13,8 +13,8 @@ The way of a call, always in this direction::
     cli.py, commands.py, demo/, bench/  the command `fastbn`
 
 What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,
-not on threads, instruction set, alignment or `out=`; nothing is written where an argument is wrong; there is no
-full-size temporary.
+not on threads, instruction set, alignment or `out=` (except for the payload and sign of NaN, and for a backward from y
+alone, which agrees to rounding); nothing is written where an argument is wrong; there is no full-size temporary.
 """
 
 from __future__ import annotations

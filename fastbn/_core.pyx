@@ -154,7 +154,7 @@ def get_threads():
 
 
 def chosen_threads():
-    """What set_threads was last given first."""
+    """`chosen` as set_threads was last given it; 0: nothing is set."""
     return CHOSEN
 
 

@@ -131,8 +131,8 @@ def check_variance(name: str, var: np.ndarray) -> None:
     """That no variance is negative."""
     with DefaultMode():
         below = np.flatnonzero(var < 0)
-    for c in below:
-        raise ValueError(f"{name}: expected variances >= 0, got {var[c]} in channel {c}")
+    if below.size:
+        raise ValueError(f"{name}: expected variances >= 0, got {var[below[0]]} in channel {below[0]}")
 
 
 def no_values(x: np.ndarray) -> NoReturn:

@@ -127,8 +127,8 @@ def normalize(
 
     Notes
     -----
-    Arrays that are not float64: where x is so far from a mean that is not its own that ``(x - mean)*invstd*gamma`` is
-    beyond the largest float32, that is infinite, also if a residual would bring it back.
+    For types other than float64, ``(x - mean)*invstd*gamma`` beyond the largest float32 is infinite, even where a
+    residual would bring the sum back. (That takes statistics which are not those of x.)
 
     Examples
     --------
@@ -191,7 +191,7 @@ def batch_norm_backward(
 
     With ``xmu = x - mean``, ``invstd = 1/sqrt(var + eps)`` and n = stats.count::
 
-        sum_dy = sum(dy)        dbeta  = sum_dy
+        sum_dy     = sum(dy)        dbeta  = sum_dy
         sum_dy_xmu = sum(dy*xmu)    dgamma = sum_dy_xmu*invstd
         dx = gamma*invstd*(dy - sum_dy/n - xmu*invstd**2*sum_dy_xmu/n)      training
         dx = gamma*invstd*dy                                                training=False
@@ -208,7 +208,7 @@ def batch_norm_backward(
         over it: everything is then computed from y, to rounding; possible without activation or with leaky_relu with a
         slope > 0, without a residual, and where no gamma is 0.
     stats : BatchStats
-        What the forward returned; without training also a pair (mean, var).
+        What the forward returned, or a tuple (count, mean, var); without training also a pair (mean, var).
     gamma, beta : array_like, shape (C,), optional
         As in the forward.
     eps, axis, activation, negative_slope
@@ -304,7 +304,7 @@ def backward_sums(
     Raises
     ------
     TypeError, ValueError
-        As in `batch_norm_backward`, but that stats.count may be that of more values than x has.
+        As in `batch_norm_backward`, except that stats.count may exceed the number of values of x.
 
     Examples
     --------
@@ -395,7 +395,7 @@ def backward_apply(
 
 
 def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled") -> BatchStats:
-    """Statistics of a population from many batches; its `unbiased_var` is what belongs into a running variance.
+    """Statistics of a population from many batches; its `unbiased_var` is what belongs in a running variance.
 
     Parameters
     ----------

@@ -211,8 +211,8 @@ class BatchNorm:
         Warns
         -----
         RuntimeWarning
-            Where running statistics of some channels would not be finite: they stay as they were. (As an error it comes
-            when `out` is written, and nothing else has changed.)
+            Where running statistics of some channels would not be finite: they stay as they were. (Turned into an
+            error, it is raised after `out` was written; nothing else has changed.)
         """
         training, given = self.training, self.use_global_stats
         mean, var = self._running_mean, self._running_var

@@ -1,7 +1,7 @@
 # Activations: a slope or bounds (see Activation), and what the derivative makes of a gradient, line by line.
 #
-# One choice a loop: of several in one, compilers make branches, and a gradient takes twenty times as long. Comparisons
-# with NaN are false: where there is no bound, and where z is NaN.
+# One choice a loop: where there are several in one, compilers branch, and a gradient takes twenty times as long.
+# Comparisons with NaN are false: where there is no bound, and where z is NaN.
 
 
 cdef inline void take_below(real *z, real *below, Py_ssize_t count) noexcept nogil:

@@ -4,7 +4,7 @@
 # one value of x or two, and loops that need it compare x and never compute z again. These values are found by trying:
 # z is computed as the forward does and rounded as it was stored, whatever the type.
 #
-# (Where mul is 0 all z are alike but those of infinite x, which are NaN: they are taken for the others.)
+# (Where mul is 0, every finite x gives the same z; an infinite x gives NaN, and is gated like the others.)
 
 cdef enum:
     WIDEST_STEP = 4096      # ranks; after that, by halves

@@ -124,6 +124,7 @@ cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexc
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:
+    """Each step reads what those before it have set."""
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
     cdef Py_ssize_t group_bytes = GROUP_BYTES
@@ -144,7 +145,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
     plan.in_one_go = most_in_one_go(&plan, summed) if steady else 1
-    plan.apart = goes_apart(&plan)      # and not in whole channels, which then gains less or nothing
+    plan.apart = goes_apart(&plan)      # not by sums of whole channels then: they gain less, or nothing
     plan.whole = plan.folds == 1 and plan.even and not plan.apart and not is_scattered(&plan, summed)
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2

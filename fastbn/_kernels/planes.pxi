@@ -25,8 +25,8 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
     """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
 
-    Only where results are written by whole lines, and not always then: else they are sooner there right after the sums.
-    Without `measure` they are all there is.
+    Only where results are written by whole lines and groups do not go apart: else their results follow their sums at
+    once. Without `measure` there are results alone.
     """
     cdef const Call *call = plan.call
     cdef double memory[2][NUMBERS*TOGETHER]

@@ -109,12 +109,11 @@ static inline void store_half_line(void *to, const void *line) { memcpy(to, line
 static inline void store_line(void *to, const void *line) { memcpy(to, line, 64); }
 #endif
 
-/* Stores and loads of no use, to make a processor wait: they fill the queues in which others stand. Else it runs so far
-   ahead that what it reads and what it has asked for keep each other waiting, and lines that go past the cache too: with
-   x86-64-v3 on planes of 56x56, a training forward takes 1.25 and a backward 1.3 times as long (Zen 4). Loads hold back
-   more than stores, and both together most; more of them take time of their own, where caches hold the arrays first of
-   all. `longer` where two arrays are read. With narrower vectors a line takes so many instructions that they only cost
-   time. */
+/* Stores and loads whose only use is to fill a processor's queues, so that it does not run so far ahead that its reads,
+   what it has asked for and lines that go past the cache keep each other waiting: without them, x86-64-v3 on planes of
+   56x56 takes 1.25 times as long for a training forward and 1.3 for a backward (Zen 4). Loads hold back more than stores,
+   both together most; more of them take time of their own, first of all where caches hold the arrays. `longer` where two
+   arrays are read. With narrower vectors a line takes so many instructions that they only cost time. */
 #ifdef __AVX__
 static inline void hold_back(int longer) {
     volatile intptr_t line[4];

@@ -63,7 +63,7 @@ cdef inline bint statistics(const Call *call, Py_ssize_t c, Py_ssize_t count, co
     `tolerated` times E[d**2].
     """
     cdef double tolerated = tolerated_share(call.dtype == FLOAT64), values = call.values, first, second
-    cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
+    cdef double mean[TOGETHER]      # stores to these change nothing that is read, compilers see
     cdef double var[TOGETHER]
     cdef Py_ssize_t k, kept = 0
     for k in range(count):
@@ -82,7 +82,7 @@ cdef inline bint gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count,
                                const double *centers, double *again) noexcept nogil:
     """sum(dy) and sum(dy*(x - origin)) from sums about a centre; whether and where they must be taken again."""
     cdef const double *origin = call.origin + c
-    cdef double sum_dy[TOGETHER]    # nothing that is read overlaps these, compilers see
+    cdef double sum_dy[TOGETHER]    # stores to these change nothing that is read, compilers see
     cdef double sum_dy_xmu[TOGETHER]
     cdef double moved[TOGETHER]
     cdef double v
@@ -253,7 +253,7 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
 cdef void choose_doubles(const Call *call, Py_ssize_t count, const double *origin, const double *mul,
                          const double *add, const double *by_x, const Numbers *to) noexcept nogil:
     """The same as float64."""
-    cdef double center[TOGETHER]    # nothing that is read overlaps these, compilers see
+    cdef double center[TOGETHER]    # stores to these change nothing that is read, compilers see
     cdef double low[TOGETHER]
     cdef double v
     cdef Py_ssize_t k, bytes = count*<Py_ssize_t>sizeof(double)
@@ -303,7 +303,7 @@ cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count,
 cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles,
                            const Numbers *to) noexcept nogil:
     """The numbers with which the loops compute z, and y (see Call and Coefficients for the formulas)."""
-    cdef double mean[TOGETHER]      # nothing that is read overlaps these, compilers see
+    cdef double mean[TOGETHER]      # stores to these change nothing that is read, compilers see
     cdef double var[TOGETHER]
     cdef double invstd[TOGETHER]
     cdef double mul[TOGETHER]

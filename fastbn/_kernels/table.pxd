@@ -17,8 +17,8 @@ cdef enum Storage:
 
 cdef enum Stores:       # how results are written
     BY_CACHE            # by ordinary stores, right after the sums
-    WHOLE_LINES         # a line at a time, with the sums of what follows: planes of a forward, else BY_CACHE
-    PAST_CACHE          # the same past the cache: they are too large to stay in it
+    WHOLE_LINES         # a line at a time, mostly with the sums of what follows: planes of a forward, else BY_CACHE
+    PAST_CACHE          # the same by streaming stores: results are too large to stay in a cache
 
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit

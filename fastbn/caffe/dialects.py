@@ -28,7 +28,7 @@ def take(roles: tuple[str, ...], arrays: list[np.ndarray], eps: float) -> dict[s
         raise ValueError(f"blobs: expected C values each and one weight, got {sizes}")
     if "invstd" in found:
         found["var"] = _variance(found.pop("invstd"), eps)
-    if roles not in (BVLC,):
+    if roles != BVLC:
         found["weight"] = np.ones(1, found["mean"].dtype)  # NVIDIA's third blob is not divided by
     return found
 
