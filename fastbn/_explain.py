@@ -59,20 +59,20 @@ def _check_float(name: str, array: np.ndarray, expected: str = "float32 or float
         raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
 
 
-def wrong_axis(x: np.ndarray, axis: int) -> NoReturn:
+def wrong_axis(x: np.ndarray, axis: int, name: str = "x", axes: str = "(N, C, ...)") -> NoReturn:
     """Say that x has no such axis, or too few of them."""
     if x.ndim < 2:
-        raise ValueError(f"x: expected 2 or more dimensions, (N, C, ...), got shape {x.shape}")
-    raise ValueError(f"axis: expected {-x.ndim} to {x.ndim - 1} for x with shape {x.shape}, got {axis}")
+        raise ValueError(f"{name}: expected 2 or more dimensions, {axes}, got shape {x.shape}")
+    raise ValueError(f"axis: expected {-x.ndim} to {x.ndim - 1} for {name} with shape {x.shape}, got {axis}")
 
 
-def checked_axis(x: np.ndarray, axis: Any) -> int:
+def checked_axis(x: np.ndarray, axis: Any, name: str = "x", axes: str = "(N, C, ...)", channel: str = "channel") -> int:
     """The axis of the channels of x, from 0 on, once x has that axis and a channel."""
     axis = as_integer("axis", axis)
     if x.ndim < 2 or not -x.ndim <= axis < x.ndim:
-        wrong_axis(x, axis)
+        wrong_axis(x, axis, name, axes)
     if x.shape[axis] == 0:
-        raise ValueError(f"x: expected at least one channel on axis {axis}, got shape {x.shape}")
+        raise ValueError(f"{name}: expected at least one {channel} on axis {axis}, got shape {x.shape}")
     return axis % x.ndim
 
 

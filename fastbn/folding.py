@@ -82,7 +82,7 @@ def fold_batch_norm(
     array([-0.5,  3. ])
     """
     w = _explain.as_array("weight", weight)
-    axis = _checked_axis(w, axis)
+    axis = _explain.checked_axis(w, axis, "weight", "(O, I, ...)", "output channel")
     groups = _checked_groups(w, axis, groups)
     channels = w.shape[axis] * (groups if axis == 1 else 1)
     b = w[:0] if bias is None else _checked_bias(bias, channels)
@@ -119,19 +119,6 @@ def _rounded(wide: np.ndarray, dtype: np.dtype) -> np.ndarray:
     bits -= np.abs(near) > np.abs(wide)
     bits |= near != wide
     return near.astype(dtype)
-
-
-def _checked_axis(weight: np.ndarray, axis: Any) -> int:
-    """The axis of the output channels, from 0 on."""
-    axis = as_integer("axis", axis)
-    if weight.ndim < 2:
-        raise ValueError(f"weight: expected 2 or more dimensions, (O, I, ...), got shape {weight.shape}")
-    if not -weight.ndim <= axis < weight.ndim:
-        bounds = f"{-weight.ndim} to {weight.ndim - 1}"
-        raise ValueError(f"axis: expected {bounds} for weight with shape {weight.shape}, got {axis}")
-    if weight.shape[axis] == 0:
-        raise ValueError(f"weight: expected at least one output channel on axis {axis}, got shape {weight.shape}")
-    return axis % weight.ndim
 
 
 def _checked_groups(weight: np.ndarray, axis: int, groups: Any) -> int:

@@ -249,24 +249,9 @@ def batch_norm_backward(
     (array([2.]), array([0.]))
     """
     dx, _, _, dgamma, dbeta, dresidual = _core.backward(
-        dy,
-        x,
-        stats,
-        None,
-        gamma,
-        beta,
-        eps,
-        axis,
-        activation,
-        negative_slope,
-        residual,
-        y,
-        training,
-        need_dx,
-        need_params,
-        out,
-        True,
-    )
+        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx,
+        need_params, out, True,
+    )  # fmt: skip
     return Gradients(dx, dgamma, dbeta, dresidual)
 
 
@@ -314,24 +299,9 @@ def backward_sums(
     GradientSums(sum_dy=array([2.]), sum_dy_xmu=array([0.]))
     """
     _, sum_dy, sum_dy_xmu, _, _, _ = _core.backward(
-        dy,
-        x,
-        stats,
-        None,
-        gamma,
-        beta,
-        eps,
-        axis,
-        activation,
-        negative_slope,
-        residual,
-        y,
-        training,
-        False,
-        True,
-        None,
-        False,
-    )
+        dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, False, True,
+        None, False,
+    )  # fmt: skip
     return GradientSums(sum_dy, sum_dy_xmu)
 
 

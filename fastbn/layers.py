@@ -297,24 +297,9 @@ class BatchNorm:
         if x is None:
             _check_can_undo(activation, slope, gamma, residual, y.dtype)
         dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
-            dy,
-            x,
-            stats,
-            None,
-            gamma,
-            beta,
-            eps,
-            axis,
-            activation,
-            slope,
-            residual,
-            y,
-            from_batch,
+            dy, x, stats, None, gamma, beta, eps, axis, activation, slope, residual, y, from_batch, True, affine, out,
             True,
-            affine,
-            out,
-            True,
-        )
+        )  # fmt: skip
         if out is not None and _wrote_over(out, x, y):
             self._saved = None
         if dgamma is not None:
