@@ -89,10 +89,10 @@ def threads(text: str) -> int:
     """A number of threads from the command line."""
     value = count(text)
     try:
-        with fastbn.num_threads(value):
-            return value
+        fastbn.num_threads(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("n: ")) from None
+    return value
 
 
 def add_caffe(commands: Any) -> None:
