@@ -172,7 +172,7 @@ cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept 
     """
     cdef Py_ssize_t row = plan.plane*plan.loops.itemsize, rows = BYTES_AHEAD//(row*arrays)
     if plan.segments and plan.rows <= rows:
-        return FEW_BYTES_AHEAD//row
+        return min(plan.rows, FEW_BYTES_AHEAD//row)
     if plan.segments:
         return rows
     return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, rows//plan.group))

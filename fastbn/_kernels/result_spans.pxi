@@ -443,7 +443,7 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         soon, following = moved(&at, ahead), moved(&out, step)
         ask_for_ends(&following, length*<Py_ssize_t>sizeof(stored), reads_y(what))
         start = stream_first(&out, &own, carry, typed, what)
-        if is_forward(what):    # a residual: of this row, or where rows are short of the channel that is due next
+        if is_forward(what):    # a residual: of this row; where rows are short, of the channel that is due next
             soon.dy = at.dy if length <= JOIN_AHEAD else out.dy + (start + JOIN_AHEAD)*<Py_ssize_t>sizeof(stored)
         i = sweep_row(&out, start, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
         k = i - start
