@@ -25,12 +25,12 @@ def as_any_array(name: str, given: Any) -> np.ndarray:
     """What np.asarray makes of an argument, if that loses nothing."""
     if given is None:
         raise TypeError(f"{name}: expected an array, got None")
-    if _is_masked(given):
-        raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
     try:
-        return np.asarray(given)
-    except Exception as error:
+        if not _is_masked(given):
+            return np.asarray(given)
+    except Exception as error:  # a list that holds itself, too
         raise TypeError(f"{name}: expected an array, got {type(given).__name__}: {error}") from error
+    raise TypeError(f"{name}: expected a plain array, got a masked array (its mask would be lost)")
 
 
 def _is_masked(given: Any) -> bool:

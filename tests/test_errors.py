@@ -105,8 +105,15 @@ def swapped(a):
     return a.astype(a.dtype.newbyteorder())
 
 
+def holding_itself():
+    found = []
+    found.append(found)
+    return found
+
+
 # What is no array of float32 or float64: (name, from a good one, error, text behind the argument's name).
 NOT_FLOATS = [
+    ("list that holds itself", lambda x: holding_itself(), TypeError, "expected an array, got list"),
     ("masked", np.ma.masked_array, TypeError, "expected a plain array, got a masked array"),
     (
         "list of lists of masked",

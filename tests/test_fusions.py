@@ -943,6 +943,18 @@ def test_from_y_alone_of_constant_channels_without_eps(dtype, act):
         assert found.dx[:, 1].astype(np.float64).any()
 
 
+def test_from_y_alone_with_a_tiny_gamma():
+    """sqrt(var)/gamma is beyond float64, dgamma is not."""
+    x, dy = np.random.default_rng(0).normal(size=(2, 50, 1))
+    x *= 1e10
+    gamma = np.array([1e-300])
+    y, stats = fastbn.batch_norm(x, gamma)
+    found = fastbn.batch_norm_backward(dy, None, stats, gamma, y=y)
+    expected = fastbn.reference.batch_norm_backward(dy, x, stats, gamma)
+    np.testing.assert_allclose(found.dgamma, expected.dgamma, rtol=1e-12)
+    np.testing.assert_allclose(found.dx, expected.dx, rtol=1e-9)
+
+
 LEAKY_LENGTHS = [row for row in LENGTHS if row["activation"] in IN_PLACE and not row["residual"]]
 
 
@@ -1157,6 +1169,13 @@ def test_layer_is_the_functions(name, dtype, order):
             assert again[1] is over
             assert dx.tobytes() == expected.dx.tobytes()
             assert over.tobytes() == expected.dresidual.tobytes()
+            over = x.copy()
+            bn(over, residual=given)
+            assert bn.backward(dy, out=(None, over))[1] is over
+            assert over.tobytes() == expected.dresidual.tobytes()
+            with pytest.raises(RuntimeError, match="x or y was overwritten"):
+                bn.backward(dy)
+            bn(x, residual=given)
         assert bn.dgamma.tobytes() == expected.dgamma.tobytes()
         assert bn.dbeta.tobytes() == expected.dbeta.tobytes()
 

@@ -331,6 +331,10 @@ def test_out_of_a_backward_with_a_residual_is_a_pair():
     found = reference.batch_norm_backward(over, x, stats, residual=True, out=(over, None))
     assert np.array_equal(over, expected.dx)
     assert np.array_equal(found.dresidual, dy)
+    over = x.copy()
+    found = reference.batch_norm_backward(dy, over, stats, residual=True, out=(dx, over))
+    assert np.array_equal(dx, expected.dx)
+    assert np.array_equal(over, dy)
 
 
 # ---- the paper (Ioffe and Szegedy 2015)

@@ -5,7 +5,7 @@ cdef enum:
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
-    FEW_BYTES_AHEAD = 64 << 10      # of each, the same in rows that are cut into folds, of channels up to BYTES_AHEAD
+    FEW_BYTES_AHEAD = 64 << 10      # of each array, where rows are cut into folds and a channel has up to BYTES_AHEAD
     BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
     ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
@@ -124,7 +124,7 @@ cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexc
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:
-    """Each step reads what those before it have set."""
+    """(In this order: each step reads what those before it have set.)"""
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
     cdef Py_ssize_t group_bytes = GROUP_BYTES

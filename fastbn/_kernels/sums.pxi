@@ -101,7 +101,8 @@ cdef inline bint gradient_sums(const Call *call, Py_ssize_t c, Py_ssize_t count,
     if call.from_y:
         for k in range(count):
             if lost == 0 or again[k] == 0:
-                sum_dy_xmu[k] *= sqrt(call.var[c + k] + call.eps)/number_of(&call.gamma, c + k, 1.0)
+                v = sum_dy_xmu[k]/number_of(&call.gamma, c + k, 1.0)    # first: the sum has that factor
+                sum_dy_xmu[k] = v*sqrt(call.var[c + k] + call.eps)
     memcpy(call.sum_dy + c, sum_dy, count*sizeof(double))
     memcpy(call.sum_dy_xmu + c, sum_dy_xmu, count*sizeof(double))
     return lost > 0
