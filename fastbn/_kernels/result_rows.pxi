@@ -60,7 +60,7 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
     cdef stored g[LANES]
     cdef Py_ssize_t i = 0, ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
     while i < length:
-        ask_for_values(at, i + (ahead if stream else CHUNK), stream, typed, what)
+        ask_for_values(at, i + (ahead if stream else f.ahead), stream, typed, what)
         if holds:
             hold_back(not is_forward(what))
         compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)

@@ -4,6 +4,7 @@ cdef enum:
     ROW_TILE = 2048             # columns that are summed together
     SHARED_TILE = 512           # where there are threads to share them
     GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
+    RESULT_TILE = 1024          # columns whose coefficients stay in a first-level cache
 
 
 cdef struct Table:
@@ -19,6 +20,7 @@ cdef struct Table:
     bint even                   # in place, and rows follow each other with the same step
     Steps row                   # bytes from one to the next
     bint stream
+    bint by_tiles               # wide rows get their results RESULT_TILE columns at a time
     bint second                 # attempt: only the tiles that need it
     bint any_far
     double *center              # per column: what the sums are taken about
@@ -51,6 +53,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.row = along_row(table.width*itemsize) if table.flat else steps_to_samples(call)
     table.stream = (call.stores == PAST_CACHE and share_lines(call.out, call.dresidual)
                     and (table.flat or (table.in_place and call.channels*itemsize >= 1024)))
+    table.by_tiles = table.width >= 2*RESULT_TILE and table.in_place and not table.stream
     table.tile_width = GATHERED_TILE
     if table.in_place:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
@@ -70,6 +73,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
     table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size
     table.columns.holds = holds_back(call, itemsize)
+    table.columns.ahead = table.width if table.by_tiles and table.flat else CHUNK   # of tiles, to the next row
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)

@@ -9,7 +9,6 @@
 
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
-    RESULT_TILE = 1024          # columns whose coefficients stay in a first-level cache
     RESULT_ITEMS = 32           # that are computed together: where they begin, memory has to be waited for
 
 
@@ -62,7 +61,7 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
     while end > begin:
         if table.call.measure:
             first = max(begin, end - RESULT_ITEMS)
-        if table.width >= 2*RESULT_TILE and table.in_place and not table.stream:
+        if table.by_tiles:
             apply_tile_by_tile(table, first*some, min(end*some, last))
         else:
             apply_to_part(table, first*some, min(end*some, last))
