@@ -26,8 +26,9 @@ cdef inline void clip_line(real *z, const Activation *act, Py_ssize_t count) noe
         z[k] = upper if upper < z[k] else z[k]
 
 
-cdef inline void gate_line(const real *dy, const real *x, real *g, held above, held below, held_gate low,
-                           held_gate high, Py_ssize_t column, bint slope, Py_ssize_t count) noexcept nogil:
+cdef inline void gate_line(const real *dy, const real *x, real *g, coefficient above, coefficient below,
+                           gate_bound low, gate_bound high, Py_ssize_t column, bint slope,
+                           Py_ssize_t count) noexcept nogil:
     """g = dy*above where low <= x <= high, else dy*below; without a `slope` g = dy*above, and 0 where x <= low or
     x >= high.
     """
@@ -51,7 +52,7 @@ cdef inline void gate_line(const real *dy, const real *x, real *g, held above, h
         g[k] = kept[k]
 
 
-cdef inline void choose_line(const real *y, real *to, held above, held below, Py_ssize_t column,
+cdef inline void choose_line(const real *y, real *to, coefficient above, coefficient below, Py_ssize_t column,
                              Py_ssize_t count) noexcept nogil:
     """`above` where y > 0, else `below`."""
     cdef Py_ssize_t k
@@ -73,7 +74,7 @@ cdef inline lanes_t leaky_lanes(const stored *dy, lanes_t x, const numbers *f, P
     return lanes_leak(read_lanes(dy), x, low, high, f.act.slope)
 
 
-cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, held_gate low, held_gate high,
+cdef inline lanes_t clipped_lanes(const stored *dy, const stored *x, gate_bound low, gate_bound high,
                                   Py_ssize_t column) noexcept nogil:
     cdef double g64[LANES]
     cdef float g32[LANES]

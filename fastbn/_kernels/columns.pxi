@@ -30,19 +30,19 @@ ctypedef fused numbers:
     Columns
 
 
-ctypedef fused held:
+ctypedef fused coefficient:     # of one channel, or of columns
     double
     column_values
 
 
-ctypedef fused held_gate:   # apart: where columns have gates, factors may still be the same for all
+ctypedef fused gate_bound:      # another type: where columns have gates, coefficients may still be the same for all
     double
     column_values
 
 
-cdef inline real number(held value, Py_ssize_t column, const real *typed) noexcept nogil:
+cdef inline real number(coefficient value, Py_ssize_t column, const real *typed) noexcept nogil:
     """A coefficient."""
-    if held is double:
+    if coefficient is double:
         return <real>value
     else:
         return (<const real *>value)[column]

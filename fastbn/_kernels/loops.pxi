@@ -6,7 +6,7 @@ ctypedef void (*sum_spans)(const Place *at, const Steps *ahead, const Steps *, P
                            const Center *, Lanes *, const void *, const void *) noexcept nogil
 ctypedef void (*sum_neighbours)(const Place *at, const Steps *sample, const Steps *neighbour, const Steps *ahead,
                                 Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Center *, Lanes *,
-                                Py_ssize_t apart, const void *, const void *) noexcept nogil
+                                Py_ssize_t stride, const void *, const void *) noexcept nogil
 ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                               Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s, double *t, const void *,
                               const void *) noexcept nogil
@@ -17,7 +17,7 @@ ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, 
                              const void *, const void *) noexcept nogil
 ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length,
                                   const Numbers *, Carry *, const Place *at, const Steps *ahead, const Center *,
-                                  Lanes *, Py_ssize_t apart, const void *, const void *) noexcept nogil
+                                  Lanes *, Py_ssize_t stride, const void *, const void *) noexcept nogil
 ctypedef void (*sum_rows)(const Place *at, Py_ssize_t places, const Steps *, Py_ssize_t count, Py_ssize_t width,
                           Py_ssize_t ahead, const RowCenters *, double *s, double *t, const void *,
                           const void *) noexcept nogil

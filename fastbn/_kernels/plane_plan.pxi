@@ -16,7 +16,7 @@ cdef enum:
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
-    HELD = 2 << 20          # bytes, what a second-level cache may hold
+    SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache
@@ -100,7 +100,7 @@ cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogi
     few samples at a time, through all channels of a group: TLBs and prefetchers keep track of so many places.
     """
     cdef Py_ssize_t bytes = plan.call.channels*plan.call.values*plan.loops.itemsize
-    return plan.rows_in_turn and plan.rows*arrays >= SCATTERED and bytes*arrays >= HELD
+    return plan.rows_in_turn and plan.rows*arrays >= SCATTERED and bytes*arrays >= SECOND_LEVEL
 
 
 cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
@@ -118,8 +118,8 @@ cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexc
     """How many short rows of a channel are summed before its neighbour's: fewer where all begin at about the same place
     of a page, as 2048 planes of 7x7 do. They share the sets of a first-level cache then, which have 8 or 12 ways.
     """
-    cdef Py_ssize_t apart = plan.sample.x & (PAGE - 1), row = plan.plane*plan.loops.itemsize
-    cdef Py_ssize_t at_once = AT_ONCE if row <= apart <= PAGE - row else COLLIDING
+    cdef Py_ssize_t offset = plan.sample.x & (PAGE - 1), row = plan.plane*plan.loops.itemsize
+    cdef Py_ssize_t at_once = AT_ONCE if row <= offset <= PAGE - row else COLLIDING
     return max(1, min(IN_ONE_GO//plan.plane, at_once//arrays))
 
 

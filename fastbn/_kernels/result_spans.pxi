@@ -466,11 +466,11 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
 
 cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                                          const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
-                                         const Center *about, Lanes *lanes, Py_ssize_t apart, const stored *typed,
+                                         const Center *about, Lanes *lanes, Py_ssize_t stride, const stored *typed,
                                          const formula *what) noexcept nogil:
     """The same for a short row of each of `count` neighbours: row by row, since line by line needs more registers than
     there are. (Of longer rows in a forward, which needs the fewest, the lines still gain more than that costs.) What a
-    channel's sums are taken about and added to stands `apart` bytes from that of the next.
+    channel's sums are taken about and added to stands `stride` bytes from that of the next.
     """
     cdef Coefficients own, last, z
     cdef lanes_t s, t, center
@@ -516,5 +516,5 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         out, at = moved(&out, step), moved(&at, step)
-        lanes = <Lanes *>(<char *>lanes + apart)
-        about = <const Center *>(<const char *>about + apart)
+        lanes = <Lanes *>(<char *>lanes + stride)
+        about = <const Center *>(<const char *>about + stride)

@@ -128,9 +128,9 @@ cdef void sums_of_spans(const Place *first, const Steps *ahead, const Steps *ste
 
 cdef void sums_of_neighbours(const Place *first, const Steps *sample, const Steps *neighbour, const Steps *ahead,
                              Py_ssize_t channels, Py_ssize_t rows, Py_ssize_t length, const Center *about,
-                             Lanes *lanes, Py_ssize_t apart, const stored *typed, const summed *of) noexcept nogil:
+                             Lanes *lanes, Py_ssize_t stride, const stored *typed, const summed *of) noexcept nogil:
     """Add `rows` short rows of each of some channels to its lanes. The neighbour's are asked for meanwhile, with those
-    of the last channel what is so far `ahead`. What a channel's sums are taken about and added to stands `apart` bytes
+    of the last channel what is so far `ahead`. What a channel's sums are taken about and added to stands `stride` bytes
     from that of the next.
     """
     cdef lanes_t s, t, center
@@ -146,8 +146,8 @@ cdef void sums_of_neighbours(const Place *first, const Steps *sample, const Step
         lanes_store(lanes.s, s)
         lanes_store(lanes.t, t)
         channel = moved(&channel, neighbour)
-        lanes = <Lanes *>(<char *>lanes + apart)
-        about = <const Center *>(<const char *>about + apart)
+        lanes = <Lanes *>(<char *>lanes + stride)
+        about = <const Center *>(<const char *>about + stride)
 
 
 cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,

@@ -95,8 +95,7 @@ ctypedef fused summed_again:
 
 
 cdef inline bint is_first_attempt(const summed *of) noexcept nogil:
-    return (summed is Deviations or summed is Products or summed is ClippedProducts or summed is LeakyProducts
-            or summed is ClippedJoinProducts or summed is LeakyJoinProducts or summed is UndoneProducts)
+    return summed in summed_first
 
 
 cdef inline bint sums_dy(const summed *of) noexcept nogil:
