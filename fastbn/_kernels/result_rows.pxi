@@ -58,9 +58,11 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
     """The results of whole lines, all of which begin before the last column."""
     cdef stored line[LANES]
     cdef stored g[LANES]
-    cdef Py_ssize_t i = 0, ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
+    cdef Py_ssize_t i = 0, ahead = f.ahead
+    if stream:
+        ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
     while i < length:
-        ask_for_values(at, i + (ahead if stream else f.ahead), stream, typed, what)
+        ask_for_values(at, i + ahead, stream, typed, what)
         if holds:
             hold_back(not is_forward(what))
         compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)
