@@ -268,7 +268,7 @@ cdef inline void compute_reals(const real *dy, const real *x, const real *y, rea
                 below[k] = (d*number(f.mul_below, column + k, x)
                             + (number(f.add_below, column + k, x) + dy[k]*<real>f.act.slope))
     if formula is Leaky or formula is LeakyJoin:
-        take_below(line, <real *>below, count)
+        take_below(line, <real *>below, &f.act, count)
     elif formula is Clipped or formula is ClippedJoin:
         clip_line(line, &f.act, count)
 
