@@ -1,7 +1,7 @@
 """How the compiled modules are built: one table of extensions, instruction sets and flags.
 
 Everything else about the package stands in pyproject.toml. Environment: FASTBN_OPENMP=0 builds without OpenMP,
-FASTBN_DEBUG=1 switches bounds checks and assertions of Cython on.
+FASTBN_DEBUG=1 keeps symbols for debuggers and checks the indices of tuples.
 """
 
 import os

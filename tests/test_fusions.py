@@ -545,6 +545,23 @@ def test_nan_of_a_channel_goes_through_and_stays_there(name, where, dtype):
     assert np.isnan(found.dgamma[-1])
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 16), (40, 3)], ids=str)
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.5])
+def test_a_z_that_is_nan_is_not_taken_for_negative(slope, shape):
+    """A product that overflows, and an infinity of the other sign: of the NaN that this makes some processors set the
+    sign. What the slope makes of it may be finite, and is not y.
+    """
+    options = {"eps": 0.0, "activation": "leaky_relu", "negative_slope": slope}
+    zeros, ones = np.zeros(3), np.ones(3)
+    for sign in (-1, 1):
+        x = np.full(shape, sign * 1e307)
+        y = fastbn.normalize(x, zeros, ones, 1e3 * ones, -sign * np.inf * ones, **options)
+        assert np.isnan(y).all()
+        x = np.full(shape, sign * 3e37, np.float32)
+        y = fastbn.normalize(x, zeros, ones, 1e3 * ones, residual=np.full_like(x, -sign * np.inf), **options)
+        assert not np.isfinite(y).any()
+
+
 @pytest.mark.parametrize("api", [fastbn, reference], ids=["fastbn", "reference"])
 @pytest.mark.parametrize("where", HAND_SHAPES)
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)

@@ -4,26 +4,16 @@
 # Comparisons with NaN are false: where there is no bound, and where z is NaN.
 
 
-cdef inline bint has_sign(real v) noexcept nogil:
-    """Whether v is below 0, or -0.0, or a NaN with a sign: to choose by the sign takes no comparison."""
-    if real is float:
-        return <int32_t>float_bits(v) < 0
-    else:
-        return <int64_t>double_bits(v) < 0
-
-
 cdef inline void take_below(real *z, real *below, const Activation *act, Py_ssize_t count) noexcept nogil:
-    """y in place of z, with a slope; `below` is y where z < 0 (and not above 0 then, however that was rounded), -0.0
-    where z is and NaN where z is.
-    """
+    """y in place of z, with a slope; `below` is y where z < 0 (and not above 0 then, however that was rounded)."""
     cdef Py_ssize_t k
-    cdef real b, zero = <real>(act.slope*0)     # no constant: of a minimum with one compilers make two instructions
+    cdef real b, zero = <real>(act.slope*0)     # computed: of a comparison with a literal 0 GCC makes no minimum
     for k in range(count):
         b = below[k]
         below[k] = zero if zero < b else b
-    for k in range(count):
+    for k in range(count):      # (the sign alone does not tell: that of a NaN, too, may be set)
         b = below[k]
-        z[k] = b if has_sign(z[k]) else z[k]
+        z[k] = b if z[k] < 0 else z[k]
 
 
 cdef inline void clip_line(real *z, const Activation *act, Py_ssize_t count) noexcept nogil:

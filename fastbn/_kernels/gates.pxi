@@ -4,7 +4,7 @@
 # one value of x or two, and loops that need it compare x and never compute z again. These values are found by trying:
 # z is computed as the forward does and rounded as it was stored, whatever the type.
 #
-# (Where mul is 0, every finite x gives the same z; an infinite x gives NaN, and is gated like the others.)
+# (Where mul is 0, every finite x gives the same z. An infinite x gives NaN then, and may be gated as if it did not.)
 
 cdef enum:
     WIDEST_STEP = 4096      # ranks; after that, by halves
@@ -182,24 +182,24 @@ cdef void find_gates_nearby(const Numbers *z, Py_ssize_t count, Gate *gates, int
     """Gates in float32 that are near a guess: where `found` stays 1."""
     cdef double low[TOGETHER]
     cdef double high[TOGETHER]
-    cdef double unused[TOGETHER]
+    cdef double spare[TOGETHER]
     cdef Py_ssize_t k
     for k in range(count):
         found[k] = z.wide[k] == 0
         low[k] = high[k] = NAN
     if z.act.slope != 1:
-        find_nearby(z, count, 0, False, unused, low, found)
+        find_nearby(z, count, 0, False, spare, low, found)
         for k in range(count):
             high[k] = -INFINITY if z.mul[k] < 0 else INFINITY
     else:
         if z.act.lower == z.act.lower:
-            find_nearby(z, count, z.act.lower, False, low, unused, found)
+            find_nearby(z, count, z.act.lower, False, low, spare, found)
         if z.act.upper == z.act.upper:
-            find_nearby(z, count, z.act.upper, True, unused, high, found)
+            find_nearby(z, count, z.act.upper, True, spare, high, found)
     for k in range(count):      # (no branch: every other channel may have a negative gamma)
-        unused[k] = low[k]
+        spare[k] = low[k]
         low[k] = high[k] if z.mul[k] < 0 else low[k]
-        high[k] = unused[k] if z.mul[k] < 0 else high[k]
+        high[k] = spare[k] if z.mul[k] < 0 else high[k]
     for k in range(count):
         gates[k].low, gates[k].high = low[k], high[k]
 

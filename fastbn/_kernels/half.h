@@ -21,7 +21,6 @@ typedef struct { uint16_t bits; } float16_t;
 typedef struct { uint16_t bits; } bfloat16_t;
 
 static inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
-static inline uint64_t double_bits(double v) { uint64_t b; memcpy(&b, &v, 8); return b; }
 static inline float bits_float(uint32_t b) { float v; memcpy(&v, &b, 4); return v; }
 
 static inline float widen_bfloat16(uint16_t h) { return bits_float((uint32_t)h << 16); }

@@ -52,8 +52,6 @@ cdef extern from "half.h":
         pass
     ctypedef struct bfloat16_t:
         pass
-    uint32_t float_bits(float) noexcept nogil
-    uint64_t double_bits(double) noexcept nogil
     void widen_line_bfloat16(const bfloat16_t *source, float *to) noexcept nogil
     void narrow_line_bfloat16(const float *source, bfloat16_t *to) noexcept nogil
     void widen_float16s(const float16_t *source, float *to, Py_ssize_t n) noexcept nogil

@@ -95,7 +95,7 @@ cdef inline void ask_for_place(stored *to) noexcept nogil:
 
 
 cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:
-    """LANES values past the cache; `to` is aligned to as many bytes."""
+    """LANES values past the cache; `to` is where a cache line begins, or half a line for half types."""
     if stored is double:
         stream_line(to, line)
         stream_line(to + LANES//2, line + LANES//2)

@@ -3,7 +3,7 @@
 
 
 cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
-    """Mean of the first few values, as value + mean(x - value): exact where they are all equal."""
+    """Mean of the first few values of float64, as value + mean(x - value): exact where they are all equal."""
     cdef double tile[PIVOT]
     cdef const Call *call = plan.call
     cdef const Loops *loops = &plan.loops
@@ -13,10 +13,7 @@ cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
     cdef Center about
     cdef Lanes lanes
     at.x, at.dy, at.y = read_tile(call.x, c, 0, length, loops.itemsize, tile), NULL, NULL
-    clear_lanes(&lanes)
-    about.center = 0
-    loops.sum_spans_again(&at, &plan.sample, &plan.sample, 1, 1, &about, &lanes, NULL, NULL)
-    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &about.center, &unused)
+    about.center = (<const double *>at.x)[0]
     clear_lanes(&lanes)
     loops.sum_spans_again(&at, &plan.sample, &plan.sample, 1, length, &about, &lanes, NULL, NULL)
     lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)

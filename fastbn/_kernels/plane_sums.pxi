@@ -198,7 +198,7 @@ cdef inline bint can_sweep(const Channel *channels, Py_ssize_t count) noexcept n
 cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint first_of_block) noexcept nogil:
     """Add up a fold of each channel, in its lanes, and to its block."""
     cdef const Plan *plan = channels.plan
-    cdef Py_ssize_t k, row, rows, start, begin = 0, end = plan.plane
+    cdef Py_ssize_t k, rows, start, begin = 0, end = plan.plane
     cdef Py_ssize_t first = number*plan.per_fold, last = min(first + plan.per_fold, plan.rows)
     if plan.segments:
         first = number//plan.segments

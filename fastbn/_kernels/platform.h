@@ -21,10 +21,10 @@ typedef unsigned long long fp_mode;
 static inline fp_mode fp_default(void) {
     fp_mode before, plain = 0;
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(plain));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(plain) : "memory");
     return before;
 }
-static inline void fp_restore(fp_mode before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before)); }
+static inline void fp_restore(fp_mode before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before) : "memory"); }
 #else
 typedef int fp_mode;
 static inline fp_mode fp_default(void) { return 0; }
