@@ -413,12 +413,15 @@ cdef Order memory_order(cnp.ndarray x, int channels) noexcept:
 cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
     """s of planes (n, c, s): the last axes of a channel's values, as far as they stand inside that of the channels.
 
-    The values of an only channel are one row.
+    An axis of length 1 may have any stride: an only channel is taken to stand, as in NCHW, inside the first of the
+    other axes. Its sums are then those that it has beside others there.
     """
-    cdef int axis
+    cdef int axis, first = 1 if channels == 0 else 0
     cdef Py_ssize_t plane = 1
     if cnp.PyArray_DIM(x, channels) == 1:
-        return cnp.PyArray_SIZE(x)
+        for axis in range(first + 1, cnp.PyArray_NDIM(x)):
+            plane *= cnp.PyArray_DIM(x, axis)
+        return plane
     for axis in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
         if axis != channels and cnp.PyArray_DIM(x, axis) != 1:
             if not is_inside(x, axis, channels):
@@ -427,8 +430,18 @@ cdef Py_ssize_t values_in_a_row(cnp.ndarray x, int channels) noexcept:
     return plane
 
 
-cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
-    """The view that kernels take of an array with its channels on this axis."""
+cdef inline void take_rows_apart(View *v, Py_ssize_t plane) noexcept:
+    """Rows of an only channel follow each other without a gap, and were merged as the axes of a row are."""
+    cdef int last = v.axes - 1
+    if SHORTEST <= plane < v.shape[last]:
+        v.shape[last + 1], v.step[last + 1] = plane, v.step[last]
+        v.shape[last] //= plane
+        v.step[last] *= plane
+        v.axes += 1
+
+
+cdef void view(cnp.ndarray a, int channels, Py_ssize_t plane, View *v) noexcept:
+    """The view that kernels take of an array with its channels on this axis, and so many values in a row."""
     cdef int axis, last = -1
     cdef Py_ssize_t length, step
     v.data = cnp.PyArray_BYTES(a)
@@ -449,6 +462,8 @@ cdef void view(cnp.ndarray a, int channels, View *v) noexcept:
         v.shape[0] = 1
         v.step[0] = cnp.PyArray_ITEMSIZE(a)
     v.axes = last + 1
+    if cnp.PyArray_DIM(a, channels) == 1:
+        take_rows_apart(v, plane)
 
 
 # ---- running a kernel
@@ -511,19 +526,19 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     if call.values == 0:
         return 0
     if x is not None:
-        view(x, channels, &x_view)
+        view(x, channels, call.plane, &x_view)
         call.x = &x_view
     if dy is not None:
-        view(dy, channels, &dy_view)
+        view(dy, channels, call.plane, &dy_view)
         call.dy = &dy_view
     if out is not None:
-        view(out, channels, &out_view)
+        view(out, channels, call.plane, &out_view)
         call.out = &out_view
     if y is not None:
-        view(y, channels, &y_view)
+        view(y, channels, call.plane, &y_view)
         call.y = &y_view
     if dresidual is not None:
-        view(dresidual, channels, &dresidual_view)
+        view(dresidual, channels, call.plane, &dresidual_view)
         call.dresidual = &dresidual_view
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stores = stores_of(call, order)
@@ -812,7 +827,8 @@ cpdef bint check_running(tuple to, Py_ssize_t channels, object momentum) except 
     check_target("running_mean", to[0], channels)
     check_target("running_var", to[1], channels)
     check_writeable("num_batches_tracked", tracked)
-    if cnp.PyArray_TYPE(tracked) != cnp.NPY_INT64 or cnp.PyArray_SIZE(tracked) != 1:
+    if (cnp.PyArray_TYPE(tracked) != cnp.NPY_INT64 or not cnp.PyArray_ISNOTSWAPPED(tracked)
+            or cnp.PyArray_SIZE(tracked) != 1):
         _explain.wrong_target("num_batches_tracked", tracked, None)
     return momentum is None or (type(momentum) is float and 0 <= <double>momentum <= 1)
 

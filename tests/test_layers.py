@@ -1,4 +1,4 @@
-"""The table of design.md, section 2: what a layer does with its parameters, running statistics, modes and state.
+"""What a layer does with its parameters, running statistics, modes and state.
 
 Expected numbers are worked out by hand or by NumPy's own mean and var, never by the functions under test.
 """
@@ -234,6 +234,7 @@ SPOILT = {
     **{f"{name} of float64": cast(name, np.float64) for name in ("running_mean", "running_var")},
     **{f"{name} of two axes": resized(name, 2, 2) for name in ("running_mean", "running_var")},
     "num_batches_tracked of float64": cast("num_batches_tracked", np.float64),
+    "num_batches_tracked of the other byte order": cast("num_batches_tracked", np.dtype(np.int64).newbyteorder()),
     "num_features": lambda bn: setattr(bn, "num_features", 5),
     "momentum text": lambda bn: setattr(bn, "momentum", "a"),
     "momentum nan": lambda bn: setattr(bn, "momentum", np.nan),

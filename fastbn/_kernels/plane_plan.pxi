@@ -1,7 +1,6 @@
 # How a call on planes goes through its channels: a matter of their shape and place, the same for all of them.
 
 cdef enum:
-    SHORTEST = 16           # rows of fewer values are gathered before anything is done with them
     FOLD = 4096             # values that share lanes, 256 additions a lane; more often, folding would take a third
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
@@ -54,11 +53,6 @@ cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
     return 0 if v == NULL else v.channel
 
 
-cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
-    """Bytes from one row of a channel to the next, where rows have one axis."""
-    return 0 if v == NULL else v.step[0]
-
-
 cdef inline bint one_step(const Call *call) noexcept nogil:
     """Whether all rows of a channel, if in place, follow each other with the same step, in every array."""
     cdef const View *views[ARRAYS]
@@ -68,13 +62,6 @@ cdef inline bint one_step(const Call *call) noexcept nogil:
         if v != NULL and v.axes > 2:
             return False
     return True
-
-
-cdef inline Steps steps_to_samples(const Call *call) noexcept nogil:
-    cdef Steps step
-    step.x, step.dy, step.y = sample_step(call.x), sample_step(call.dy), sample_step(call.y)
-    step.out, step.dresidual = sample_step(call.out), sample_step(call.dresidual)
-    return step
 
 
 cdef inline Steps steps_to_neighbours(const Call *call) noexcept nogil:

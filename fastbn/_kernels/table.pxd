@@ -25,6 +25,7 @@ cdef enum:
     LANES = 16          # partial sums side by side in every reduction
     CHUNK = 512         # values of a tile
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
+    SHORTEST = 16       # planes of fewer values are gathered before anything is done with them
     SHORT = 256         # planes of fewer values are summed several in one go
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel

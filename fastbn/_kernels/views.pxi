@@ -163,6 +163,18 @@ cdef inline Place row_of(const Call *call, Py_ssize_t c, Py_ssize_t row) noexcep
     return at
 
 
+cdef inline Py_ssize_t sample_step(const View *v) noexcept nogil:
+    """Bytes from one row of a channel to the next, where rows have one axis."""
+    return 0 if v == NULL else v.step[0]
+
+
+cdef inline Steps steps_to_samples(const Call *call) noexcept nogil:
+    cdef Steps step
+    step.x, step.dy, step.y = sample_step(call.x), sample_step(call.dy), sample_step(call.y)
+    step.out, step.dresidual = sample_step(call.out), sample_step(call.dresidual)
+    return step
+
+
 cdef inline void views_of(const Call *call, const View **views) noexcept nogil:
     views[0], views[1], views[2], views[3], views[4] = call.x, call.dy, call.y, call.out, call.dresidual
 
