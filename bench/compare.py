@@ -1,10 +1,13 @@
-"""Compare runs of the suite by time over floor; fails where a case has become more than 10 % slower.
+"""Compare runs of the suite by time over floor; fails where a case has become more than 10 % slower, or is gone.
 
     python bench/compare.py OLD.json NEW.json        two runs stored by --benchmark-json or --benchmark-autosave
+    python bench/compare.py --part OLD.json NEW.json    the same where the new run is of some cases only
     python bench/compare.py --revision REV           this tree and a git revision, built beside it, run in turn
     python bench/compare.py --keep NEW.json bench/reference.json    a run to compare with later
 
-The floor is measured in the same moments as the case: what makes the machine slower for a while slows both.
+The floor is measured in the same moments as the case: what makes the machine slower for a while slows both. A case that
+was found wrong is not timed and not stored, so one that is gone may be wrong. Ratios of another machine, or of another
+build of the kernels, are others: both are named where they differ.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERATED = 1.10
+LAST_WORDS = 2000  # characters of a suite that failed
 
 
 def stored(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -40,14 +44,20 @@ def ratios(path: str | Path) -> dict[str, float]:
     return {name: info["ratio"] for name, info in stored(path).items()}
 
 
+def measured_on(path: str | Path) -> str:
+    """The machine and kernels of a stored run."""
+    found = {f"{info.get('machine', 'unknown')}, {info.get('kernels', 'unknown')}" for info in stored(path).values()}
+    return "; ".join(sorted(found))
+
+
 def keep(path: str | Path, to: str | Path) -> None:
     """Store what comparisons need of a run."""
     kept = [{"name": name, "extra_info": info} for name, info in stored(path).items()]
     Path(to).write_text(json.dumps({"benchmarks": kept}, indent=1) + "\n")
 
 
-def compare(old: Mapping[str, float], new: Mapping[str, float]) -> tuple[str, list[str]]:
-    """A table of the cases in both, and the names of those that are slower now, or have no number."""
+def compare(old: Mapping[str, float], new: Mapping[str, float], part: bool = False) -> tuple[str, list[str]]:
+    """A table, and the names of the cases that are slower now, have no number or, but for a `part`, are gone."""
     both = [name for name in new if name in old]
     if not both:
         raise ValueError("compare: the two runs have no case in common")
@@ -56,8 +66,9 @@ def compare(old: Mapping[str, float], new: Mapping[str, float]) -> tuple[str, li
     for name in both:
         mark = "  SLOWER" if name in slower else ""
         lines.append(f"{name:56} {old[name]:7.2f} {new[name]:7.2f} {new[name] / old[name]:8.2f}{mark}")
-    lines += [f"not in the new run: {name}" for name in old if name not in new]
-    return "\n".join(lines), slower
+    gone = [name for name in old if name not in new]
+    lines += [f"not in the new run: {name}" for name in gone]
+    return "\n".join(lines), slower if part else slower + gone
 
 
 def run_suite(package: Path, options: Sequence[str], all_must_pass: bool) -> dict[str, float]:
@@ -66,7 +77,9 @@ def run_suite(package: Path, options: Sequence[str], all_must_pass: bool) -> dic
         report = Path(folder, "run.json")
         command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "bench"), f"--benchmark-json={report}", *options]
         environment = {**os.environ, "PYTHONPATH": str(package)}
-        subprocess.run(command, check=all_must_pass, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+        run = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        if all_must_pass and run.returncode:
+            raise ValueError(f"the suite fails on this tree:\n{run.stdout[-LAST_WORDS:]}")
         return ratios(report)
 
 
@@ -111,29 +124,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--revision", metavar="REV", help="race this tree against a git revision (one that has this suite's floor)"
     )
+    parser.add_argument("--part", action="store_true", help="the new run need not have all cases of the old one")
     parser.add_argument("--keep", action="store_true", help="write what comparisons need of the first to the second")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side with --revision (%(default)s)")
     parser.add_argument("--pytest", default="", metavar="OPTIONS", help='for the suite, with --revision: "-k 14x14"')
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"--rounds: expected an integer >= 1, got {args.rounds}")
-    if not args.revision and len(args.runs) != 2:
+    if len(args.runs) != (0 if args.revision else 2) or (args.revision and args.keep):
         parser.error("expected two stored runs, or --revision REV")
     try:
-        if args.keep and len(args.runs) == 2:
+        if args.keep:
             keep(*args.runs)
             return 0
         if args.revision:
             old, new = race(args.revision, args.rounds, shlex.split(args.pytest))
         else:
             old, new = map(ratios, args.runs)
-        table, slower = compare(old, new)
+            was, now = map(measured_on, args.runs)
+            if was != now:
+                print(f"not comparable as they are: the old run is of {was}; the new one of {now}")
+        table, failed = compare(old, new, args.part)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
     print(table)
-    if slower:
-        print(f"{len(slower)} of {len(old.keys() & new)} cases are more than 10 % slower")
-    return 1 if slower else 0
+    if failed:
+        print(f"{len(failed)} of {len(old)} cases are more than 10 % slower, or gone")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -105,10 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("old", nargs="?", metavar="OLD.json", help="counts to compare with")
     parser.add_argument("--store", metavar="NEW.json", help="where to put the counts")
     args = parser.parse_args(argv)
-    new = counts()
-    if args.store:
-        Path(args.store).write_text(json.dumps(new, indent=1) + "\n")
-    table, more = compare.compare(json.loads(Path(args.old).read_text()) if args.old else new, new)
+    try:
+        old = json.loads(Path(args.old).read_text()) if args.old else None
+        new = counts()
+        if args.store:
+            Path(args.store).write_text(json.dumps(new, indent=1) + "\n")
+        table, more = compare.compare(new if old is None else old, new)
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
     print(table.replace("time over floor", "instructions a value").replace("SLOWER", "MORE"))
     return 1 if more else 0
 

@@ -34,12 +34,12 @@ from statistics import geometric_mean, median
 import numpy as np
 
 import fastbn
+from fastbn import cli
 from fastbn.bench import machine, race
 from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, Case, half_types, matrix
 from fastbn.bench.floor import seconds
 from fastbn.bench.measure import Prepared
 from fastbn.bench.scaling import one_round
-from fastbn.cli import count
 
 Found = dict[str, dict[str, float]]  # figures by their names, of each case
 
@@ -321,9 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = [*GROUPS, "calls"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=groups, default=groups, metavar="GROUP", help="(all)")
-    parser.add_argument("--runs", type=count, default=3, help="(%(default)s)")
-    parser.add_argument("--rounds", type=count, default=9, help="of each case in a run (%(default)s)")
-    parser.add_argument("--threads", type=int, default=fastbn.get_num_threads(), help="all (%(default)s)")
+    parser.add_argument("--runs", type=cli.count, default=3, help="(%(default)s)")
+    parser.add_argument("--rounds", type=cli.count, default=9, help="of each case in a run (%(default)s)")
+    parser.add_argument("--threads", type=cli.threads, default=fastbn.get_num_threads(), help="all (%(default)s)")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep what each run found")
     parser.add_argument("--tell", type=Path, metavar="FOLDER", help="measure nothing: print what was stored")
     parser.add_argument("--one-run", metavar="GROUP", help=argparse.SUPPRESS)

@@ -1,5 +1,6 @@
 """The benchmarks refuse what is wrong before they time it, and say what they moved in what time."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +19,16 @@ from fastbn.bench.cases import NETWORKS, ORDERS, PASSES, STREAMS, Case, cases, d
 BENCH = Path(__file__).parents[1] / "bench"
 CASE = Case(8, 64, 28, "training")
 SMALL = Case(2, 6, 14, "training")
+
+
+def with_other(returned, name, made_of):
+    """What a call has returned, but for one result."""
+    if isinstance(returned, np.ndarray):
+        return made_of(returned)
+    if isinstance(returned, fastbn.BatchStats | fastbn.Gradients):
+        return returned._replace(**{name: made_of(getattr(returned, name))})
+    y, stats = returned
+    return (made_of(y), stats) if name == "y" else (y, with_other(stats, name, made_of))
 
 
 def test_a_wrong_kernel_is_refused_before_it_is_timed(monkeypatch):
@@ -45,9 +56,10 @@ def test_verification_is_of_the_pass_that_is_timed(what, monkeypatch):
     prepared = measure.Prepared(Case(4, 8, 14, what))
     prepared.verify()
     call = prepared.call
-    monkeypatch.setattr(prepared, "call", lambda b: call(b) * np.float32(1.0001))
-    with pytest.raises(measure.WrongResultError, match="a wrong result"):
-        prepared.verify()
+    for name in prepared.results(call(prepared.buffers[0])):
+        monkeypatch.setattr(prepared, "call", lambda b, name=name: with_other(call(b), name, lambda a: a * 1.0001))
+        with pytest.raises(measure.WrongResultError, match=f"a wrong result, {name} is off"):
+            prepared.verify()
 
 
 def test_the_suite_runs_and_stores_what_it_measured(tmp_path):
@@ -142,14 +154,15 @@ def test_every_kind_is_verified(case):
     """A result with one value off is refused; and so is one without what was to be fused with it."""
     prepared = measure.Prepared(case)
     prepared.verify()
-    right = prepared.call(prepared.buffers[0])
-    for where in (0, right.size // 2, right.size - 1):
-        wrong = right.copy()
-        spot = np.unravel_index(where, wrong.shape)
-        wrong[spot] += right.dtype.type(0.25 * max(1, np.abs(right.astype(float)).max()))
-        prepared.call = lambda b, wrong=wrong: wrong
-        with pytest.raises(measure.WrongResultError, match=f"{case}: a wrong result"):
-            prepared.verify()
+    returned = prepared.call(prepared.buffers[0])
+    for name, right in prepared.results(returned).items():
+        for where in (0, right.size // 2, right.size - 1):
+            wrong = right.copy()
+            spot = np.unravel_index(where, wrong.shape)
+            wrong[spot] += right.dtype.type(0.25 * max(1, np.abs(right.astype(float)).max()))
+            prepared.call = lambda b, name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)
+            with pytest.raises(measure.WrongResultError, match=f"{case}: a wrong result, {name} is off"):
+                prepared.verify()
     if case.activation:
         plain = measure.Prepared(replace(case, activation=None))
         prepared.call = plain.call
@@ -332,7 +345,10 @@ def test_short_calls_are_timed_together():
 @pytest.mark.parametrize("out", [False, True])
 def test_results_go_where_the_case_says(what, residual, out):
     prepared = measure.Prepared(replace(SMALL, what=what, residual=residual, out=out))
-    assert np.shares_memory(prepared.call(prepared.buffers[0]), prepared.buffers[0].out) == out
+    found = prepared.results(prepared.call(prepared.buffers[0]))
+    assert np.shares_memory(found["dx" if what == "backward" else "y"], prepared.buffers[0].out) == out
+    if "dresidual" in found:
+        assert np.shares_memory(found["dresidual"], prepared.buffers[0].dresidual) == out
 
 
 def test_parts_of_a_backward_compute_no_more(monkeypatch):
@@ -409,24 +425,24 @@ def test_what_others_left_in_the_caches_is_not_timed(cold, monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, 1e-3])
 def test_verification_sees_every_value(bad):
     prepared = measure.Prepared(Case(3, 401, 28, "backward"))  # in several blocks of channels
-    right = prepared.call(prepared.buffers[0])
-    prepared.check(right, measure.TOLERANCE["float32"])
+    right = prepared.call(prepared.buffers[0]).dx
+    prepared.check({"dx": right}, measure.TOLERANCE["float32"], measure.NEAR)
     for place in [(0, 0, 0, 0), (1, 200, 14, 3), (2, 400, 27, 27)]:
         wrong = right.copy()
         wrong[place] += bad
         with pytest.raises(measure.WrongResultError):
-            prepared.check(wrong, 1e-4)
+            prepared.check({"dx": wrong}, 1e-4, measure.NEAR)
 
 
 def test_verification_sees_every_channel(monkeypatch):
     monkeypatch.setattr(measure, "AT_ONCE", 2 * (2 * 14 * 14))  # two channels at a time
     prepared = measure.Prepared(SMALL)
-    right = prepared.call(prepared.buffers[0])
-    for channel in range(6):
-        wrong = right.copy()
-        wrong[0, channel, 0, 0] += 1e-3
+    found = prepared.results(prepared.call(prepared.buffers[0]))
+    for name, channel in itertools.product(found, range(6)):
+        wrong = found[name].copy()
+        wrong[(0, channel, 0, 0) if wrong.ndim > 1 else channel] += 1e-3
         with pytest.raises(measure.WrongResultError):
-            prepared.check(wrong, 1e-4)
+            prepared.check({name: wrong}, 1e-4, measure.NEAR)
 
 
 # Type, pass, and how far off one value is, of itself: 4 units in the last place of half types, some more of others.
@@ -446,12 +462,14 @@ def test_verification_sees_the_last_digits(dtype, what, off):
         pytest.importorskip("ml_dtypes")
     prepared = measure.Prepared(replace(SMALL, what=what, dtype=dtype))
     prepared.verify()
-    wrong = np.array(prepared.call(prepared.buffers[0]))
-    largest = np.unravel_index(np.abs(wrong.astype(float)).argmax(), wrong.shape)
-    wrong[largest] *= 1 + off
-    prepared.call = lambda b: wrong
-    with pytest.raises(measure.WrongResultError):
-        prepared.verify()
+    returned = prepared.call(prepared.buffers[0])
+    for name, right in prepared.results(returned).items():
+        wrong = right.copy()
+        largest = np.unravel_index(np.abs(wrong.astype(float)).argmax(), wrong.shape)
+        wrong[largest] *= 1 + off if wrong.ndim > 1 else 1 + 2e-5
+        prepared.call = lambda b, name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)
+        with pytest.raises(measure.WrongResultError, match=f"{name} is off"):
+            prepared.verify()
 
 
 @pytest.mark.parametrize(("activation", "kink"), [("relu", 0), ("leaky_relu", 0), ("relu6", 0), ("relu6", 6)])
@@ -459,15 +477,16 @@ def test_the_side_of_a_kink_is_forgiven_in_gradients_alone(activation, kink):
     """Others add in another order, and z may come out on the other side of it; a y is the same on both."""
     for what, where, forgiven in [("backward", 9e-4, True), ("backward", 2e-3, False), ("training", 9e-4, False)]:
         prepared = measure.Prepared(Case(2, 6, 14, what, activation=activation))
-        z = prepared.expected(slice(None))[1]
+        z = prepared.given_to_activation(slice(None))
         prepared.beta += np.float32(kink + where - z[0, :, 0, 0])  # z of the first value of each channel
-        got = prepared.call(prepared.buffers[0]).copy()
+        name = "dx" if what == "backward" else "y"
+        got = prepared.results(prepared.call(prepared.buffers[0]))[name].copy()
         got[0, :, 0, 0] += 1
         if forgiven:
-            prepared.check(got, 1e-4)
+            prepared.check({name: got}, 1e-4, 1e-3)
         else:
             with pytest.raises(measure.WrongResultError):
-                prepared.check(got, 1e-4)
+                prepared.check({name: got}, 1e-4, 1e-3)
 
 
 def test_free_memory_is_the_least_that_anyone_grants(tmp_path):
@@ -544,7 +563,9 @@ def test_scaling_refuses_other_bits_with_more_threads(monkeypatch):
 
 def test_scaling_refuses_a_wrong_result(monkeypatch):
     right = fastbn.batch_norm
-    monkeypatch.setattr(fastbn, "batch_norm", lambda *args, **kwargs: (right(*args, **kwargs)[0] + 1, None))
+    monkeypatch.setattr(
+        fastbn, "batch_norm", lambda *args, **kwargs: with_other(right(*args, **kwargs), "y", lambda y: y + 1)
+    )
     monkeypatch.setattr(scaling, "one_round", lambda *_: pytest.fail("timed"))
     with pytest.raises(measure.WrongResultError):
         next(scaling.scale((2, 6, 14), [1], 1))

@@ -65,7 +65,12 @@ def test_a_wrong_answer_is_refused_and_not_timed(name, dtype, off, monkeypatch):
 
     def prepare(p):
         call = right.prepare(p)
-        return lambda: call() + off
+
+        def wrong():
+            found = call()
+            return (found[0] + off, *found[1:]) if isinstance(found, tuple) else found + off
+
+        return wrong
 
     monkeypatch.setitem(contenders.CONTENDERS, name, replace(right, prepare=prepare))
     monkeypatch.setattr(measure.Prepared, "round", lambda *_: pytest.fail("timed"))

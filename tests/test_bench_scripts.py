@@ -25,7 +25,7 @@ OF_ANOTHER_SUITE = '{"benchmarks": [{"name": "a", "extra_info": {}}]}'
 
 
 def test_a_slowed_kernel_fails_the_comparison(monkeypatch):
-    """A second sweep for the statistics: some 1.3 to 1.9 times the time."""
+    """Two sweeps more, for the statistics: some 1.3 to 1.9 times the time."""
     old = {str(CASE): measure.measure(CASE, 41).ratio}
     right = fastbn.batch_norm
 
@@ -49,16 +49,18 @@ def test_comparison_tolerates_ten_percent_and_no_more(tmp_path, capsys):
     old, near, far = stored("old", 2.0), stored("near", 2.19), stored("far", 2.21)
     assert compare.main([old, near]) == 0
     assert compare.main([old, far]) == 1
-    assert "1 of 1 cases are more than 10 % slower" in capsys.readouterr().out
+    assert "1 of 1 cases are more than 10 % slower, or gone" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no case in common"):
         compare.compare({"a": 1.0}, {"b": 1.0})
 
 
 def test_comparison_trusts_no_missing_ratio(tmp_path, capsys):
-    """NaN is no pass, a case that is gone is told, and what cannot be compared ends with another status than slower."""
-    table, slower = compare.compare({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": float("nan")})
-    assert slower == ["b"]
+    """NaN is no pass, nor is a case that is gone, and what cannot be compared ends with another status than slower."""
+    old, new = {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": float("nan")}
+    table, failed = compare.compare(old, new)
+    assert failed == ["b", "c"]
     assert "not in the new run: c" in table
+    assert compare.compare(old, new, part=True) == (table, ["b"])
     (tmp_path / "empty").write_text('{"benchmarks": []}')
     for arguments in (["nowhere.json", "nowhere.json"], [str(tmp_path / "empty")] * 2, ["--revision", "no-such-one"]):
         with pytest.raises(SystemExit) as stopped:
@@ -95,6 +97,20 @@ def test_what_cannot_be_done_ends_without_a_traceback(main, arguments, capsys):
     assert re.search(r"nowhere.json|--rounds: .*0", capsys.readouterr().err)
 
 
+def test_a_case_that_was_wrong_or_left_out_is_no_pass(tmp_path, capsys):
+    """What is wrong is not timed, and missing where the run is stored."""
+    paths = []
+    for name, cases_of in (("old", "ab"), ("new", "a")):
+        run = [{"name": case, "extra_info": {"ratio": 1.0, "machine": name}} for case in cases_of]
+        paths.append(str(tmp_path / name))
+        Path(paths[-1]).write_text(json.dumps({"benchmarks": run}))
+    assert compare.main(paths) == 1
+    out = capsys.readouterr().out
+    assert "not comparable as they are: the old run is of old, unknown; the new one of new, unknown" in out
+    assert "1 of 2 cases are more than 10 % slower, or gone" in out
+    assert compare.main(["--part", *paths]) == 0
+
+
 def test_a_kept_run_compares_and_names_no_host(tmp_path):
     run = {
         "machine_info": {"node": "some-host"},
@@ -122,7 +138,7 @@ def test_a_revision_and_this_tree_are_run_in_turn(monkeypatch, capsys):
     assert ran == [("revision", ["-k", "14x14"], False), ("tree", ["-k", "14x14"], True)] * 3
     assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["a", "2.00", "4.00", "2.00", "SLOWER"],
-        ["1", "of", "1", "cases", "are", "more", "than", "10", "%", "slower"],
+        ["1", "of", "1", "cases", "are", "more", "than", "10", "%", "slower,", "or", "gone"],
     ]
 
 
@@ -138,9 +154,15 @@ def test_the_suite_of_a_build_imports_that_build(monkeypatch, tmp_path):
         assert env["PYTHONPATH"] == str(tmp_path)
         (report,) = (word.partition("=")[2] for word in command if word.startswith("--benchmark-json="))
         Path(report).write_text('{"benchmarks": [{"name": "a", "extra_info": {"ratio": 2.0}}]}')
+        return types.SimpleNamespace(returncode=status, stdout="last words")
 
     monkeypatch.setattr(compare.subprocess, "run", run)
+    status = 0
     assert compare.run_suite(tmp_path, [], True) == {"a": 2.0}
+    status = 1
+    assert compare.run_suite(tmp_path, [], False) == {"a": 2.0}
+    with pytest.raises(ValueError, match="the suite fails on this tree:\nlast words"):
+        compare.run_suite(tmp_path, [], True)
 
 
 def test_the_committed_reference_run_has_the_short_list():
@@ -281,7 +303,7 @@ def test_every_shape_has_the_target_of_its_kind():
 
 
 def test_orders_types_and_fusions_have_their_targets():
-    """performance.md, by hand: each limit, on how many rows, and over what."""
+    """By hand: each limit, on how many rows, and over what."""
 
     def limits(group, wanted):
         return {(r.must, r.case.what) for r in targets.GROUPS[group]() if wanted(r.case)}
@@ -422,7 +444,12 @@ def test_figures_of_a_target_are_taken_within_each_round(monkeypatch):
 def test_a_wrong_result_has_no_figures(monkeypatch):
     """Neither where its time is compared with another case's, nor where that other one is wrong."""
     right = fastbn.batch_norm
-    monkeypatch.setattr(fastbn, "batch_norm", lambda *args, **kwargs: (1.001 * right(*args, **kwargs)[0], None))
+
+    def wrong(*args, **kwargs):
+        y, stats = right(*args, **kwargs)
+        return 1.001 * y, stats
+
+    monkeypatch.setattr(fastbn, "batch_norm", wrong)
     inference = replace(SMALL, what="inference")
     for row in (targets.Row(SMALL, 1.0), targets.Row(SMALL, 1.0, inference), targets.Row(inference, 1.0, SMALL)):
         with pytest.raises(measure.WrongResultError):

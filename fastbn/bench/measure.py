@@ -1,6 +1,6 @@
 """How a case is timed: checked against the reference first, then in rounds, each with the floor beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -23,9 +23,12 @@ TOLERANCE = dict.fromkeys(("float32", "float16", "bfloat16"), 120 * 2.0**-24) | 
 # The last rounding, to a half type, in parts of the value (subnormals are nearer than the tolerance).
 LAST_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
+# Of means, in deviations; of variances, in parts of them; of gradients of gamma and beta, a value, each some 1 in size.
+VECTORS = dict.fromkeys(("mean", "var", "dgamma", "dbeta"), 1e-6)
+
 KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
 SLOPE = 0.01
-NEAR = 1e-3  # to a kink: others' float32 sums may have seen the value on its other side
+NEAR = 1e-5  # to a kink: float32 may have seen the value on its other side
 
 
 class WrongResultError(CannotRunError):
@@ -41,24 +44,6 @@ class Buffers(NamedTuple):
     residual: Any = None
     y: Any = None
     dresidual: Any = None
-
-
-def activate(z: Array, name: str | None) -> Array:
-    """NumPy's words for an activation."""
-    if name == "relu":
-        return np.maximum(z, 0)
-    if name == "relu6":
-        return np.clip(z, 0, 6)
-    return z if name is None else np.where(z > 0, z, z.dtype.type(SLOPE) * z)
-
-
-def gradient(dy: Array, z: Array, name: str | None) -> Array:
-    """dy behind an activation of z; of its result it is the same."""
-    if name == "relu":
-        return dy * (z > 0)
-    if name == "relu6":
-        return dy * ((z > 0) & (z < 6))
-    return dy if name is None else np.where(z > 0, dy, dy.dtype.type(SLOPE) * dy)
 
 
 class Prepared:
@@ -103,90 +88,119 @@ class Prepared:
         return {"axis": self.case.axis, "activation": self.case.activation, "negative_slope": SLOPE}
 
     def call(self, b: Buffers) -> Any:
-        """The call that is timed: y or dx."""
+        """The call that is timed."""
         case, affine, options = self.case, (self.gamma, self.beta), self.options
         out: Any = b.out if case.out else None
         if case.what == "statistics":
-            return fastbn.batch_stats(b.x, axis=case.axis).mean
+            return fastbn.batch_stats(b.x, axis=case.axis)
         if case.what == "training":
-            return fastbn.batch_norm(b.x, *affine, residual=b.residual, out=out, **options)[0]
+            return fastbn.batch_norm(b.x, *affine, residual=b.residual, out=out, **options)
         if case.what == "inference":
             return fastbn.normalize(b.x, *self.stats[1:], *affine, residual=b.residual, out=out, **options)
         if case.what == "params":
-            return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, need_dx=False, **options).dgamma
+            return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, need_dx=False, **options)
         if case.what == "from-y":
-            return fastbn.batch_norm_backward(b.dy, None, self.stats, *affine, y=b.x, out=out, **options).dx
+            return fastbn.batch_norm_backward(b.dy, None, self.stats, *affine, y=b.x, out=out, **options)
         if case.residual:
             options |= {"residual": True, "y": b.y if case.activation else None}
             out = (b.out, b.dresidual) if case.out else None
         if case.what.startswith("frozen"):
             options |= {"training": False, "need_params": case.what == "frozen"}
-        return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, out=out, **options).dx
+        return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, out=out, **options)
 
-    def expected(self, channels: slice) -> tuple[Any, Array]:
-        """The float64 reference's y or dx of some channels, these on axis 1, and z: what the activation was given."""
+    def results(self, returned: Any) -> dict[str, Array]:
+        """All that such a call has returned, by name: y or dx first, where it makes one."""
+        if self.case.what == "training":
+            y, stats = returned
+            return {"y": y, "mean": stats.mean, "var": stats.var}
+        if self.case.what == "inference":
+            return {"y": returned}
+        if self.case.what == "statistics":
+            return {"mean": returned.mean, "var": returned.var}
+        return {name: value for name, value in returned._asdict().items() if value is not None}
+
+    def expected(self, channels: slice) -> dict[str, Array]:
+        """The float64 reference's results of some channels, these on axis 1."""
         b, what = self.buffers[0], self.case.what
-        x, dy, residual = (None if a is None else self.wide(a, channels) for a in (b.x, b.dy, b.residual))
+        x, dy, residual, y = (self.some(a, channels) for a in (b.x, b.dy, b.residual, b.y))
         count, mean, var = self.stats
         stats = fastbn.BatchStats(count, mean[channels], var[channels])
-        gamma, beta = self.gamma[channels], self.beta[channels]
+        affine = self.gamma[channels], self.beta[channels]
+        act: dict[str, Any] = {"activation": self.case.activation, "negative_slope": SLOPE}
+        if what == "inference":
+            return {"y": reference.normalize(x, *stats[1:], *affine, residual=residual, **act)}
+        if what in ("training", "statistics"):
+            right, own = reference.batch_norm(x, *affine, residual=residual, **act)
+            return {"y": right, "mean": own.mean, "var": own.var}
         if what == "from-y":
-            act: dict[str, Any] = {"activation": self.case.activation, "negative_slope": SLOPE}
-            dx: Any = reference.batch_norm_backward(dy, None, stats, gamma, beta, y=x, **act).dx
-            return dx, np.asarray(x)
-        if what == "training":
-            z = reference.batch_norm(x, gamma, beta)[0]
+            found = reference.batch_norm_backward(dy, None, stats, *affine, y=x, **act)
         else:
-            z = reference.normalize(x, stats.mean, stats.var, gamma, beta)
-        if residual is not None:
-            z += residual
-        if what in ("training", "inference"):
-            return activate(z, self.case.activation), z
-        assert dy is not None
-        stored = z.astype(self.buffers[0].x.dtype).astype(np.float64)  # what the derivative goes by
-        dz = gradient(dy, stored, self.case.activation)
-        training = not what.startswith("frozen")
-        return reference.batch_norm_backward(dz, x, stats, gamma, beta, training=training).dx, z
+            act |= {"training": not what.startswith("frozen"), "residual": residual is not None}
+            found = reference.batch_norm_backward(dy, x, stats, *affine, y=y if act["residual"] else None, **act)
+        return found._asdict()
 
-    def wide(self, a: Array, channels: slice) -> Array:
-        """Some channels of an array, on axis 1, in float64."""
-        return np.moveaxis(a, self.case.axis, 1)[:, channels].astype(np.float64)
+    def given_to_activation(self, channels: slice) -> Array:
+        """z of some channels, these on axis 1, in float64."""
+        b, (_, mean, var) = self.buffers[0], self.stats
+        affine = self.gamma[channels], self.beta[channels]
+        z: Array = reference.normalize(self.some(b.x, channels), mean[channels], var[channels], *affine)
+        return z if b.residual is None else z + self.some(b.residual, channels).astype(np.float64)
+
+    def near_a_kink(self, channels: slice, near: float) -> Array | bool:
+        """Where the gradients of some channels may be those of either side."""
+        kinks = KINKS.get(self.case.activation or "", ())
+        if not kinks or self.case.what in ("training", "inference", "statistics", "from-y"):
+            return False
+        z = self.given_to_activation(channels)
+        return np.any([np.abs(z - kink) < near for kink in kinks], axis=0)
+
+    def some(self, a: Any, channels: slice) -> Any:
+        """Some channels of an array, on axis 1."""
+        return None if a is None else np.moveaxis(a, self.case.axis, 1)[:, channels]
 
     def verify(self) -> None:
-        """Compare one call with the reference."""
+        """Compare all that a call returns with the reference."""
         with fastbn.num_threads(self.case.threads):
-            got = self.call(self.buffers[0])
-        self.check(got, TOLERANCE[self.case.dtype])
+            self.check_own(self.call(self.buffers[0]))
 
-    def check_vector(self, got: Array) -> None:
-        """Compare means, or gradients of gamma, with the reference."""
-        b, everything = self.buffers[0], slice(None)
-        if self.case.what == "statistics":
-            right = self.wide(b.x, everything).mean((0, 2, 3))
-        else:
-            x, dy = self.wide(b.x, everything), self.wide(b.dy, everything)
-            right = reference.batch_norm_backward(dy, x, self.stats).dgamma
-        self.judge(float(np.abs(got - right).max() / np.abs(right).max()), 1e-5)
+    def check_own(self, returned: Any) -> None:
+        """Compare all that fastbn has returned with the reference; WrongResultError where it is wrong."""
+        self.check(self.results(returned), TOLERANCE[self.case.dtype], NEAR)
 
-    def check(self, got: Array, tolerance: float) -> None:
-        """Compare a y, a dx or a vector with the reference; WrongResultError where it is wrong."""
-        if self.case.what in ("statistics", "params"):
-            self.check_vector(got)
-            return
-        some = max(1, AT_ONCE * self.case.channels // got.size)
+    def check(self, results: Mapping[str, Array], tolerance: float, near: float) -> None:
+        """The same for some results; arrays may be off by `tolerance`, and gradients by what is `near` a kink."""
+        size = prod(self.case.shape)
+        some = max(1, AT_ONCE * self.case.channels // size)
         for start in range(0, self.case.channels, some):
             channels = slice(start, start + some)
-            right, z = self.expected(channels)
-            off = np.abs(self.wide(got, channels) - right) - LAST_ROUNDING.get(self.case.dtype, 0) * np.abs(right)
-            if self.case.what == "backward":
-                for kink in KINKS.get(self.case.activation or "", ()):
-                    off[np.abs(z - kink) < NEAR] = 0
-            self.judge(float(off.max()), tolerance)
+            right, either = self.expected(channels), self.near_a_kink(channels, near)
+            for name, got in results.items():
+                if name in VECTORS:
+                    self.judge(name, self.off_by(name, got[channels], right, channels, either), VECTORS[name])
+                    continue
+                off = np.abs(self.some(got, channels).astype(np.float64) - right[name])
+                off -= LAST_ROUNDING.get(self.case.dtype, 0) * np.abs(right[name])
+                off[either] = 0
+                self.judge(name, off, tolerance)
 
-    def judge(self, off: float, tolerance: float) -> None:
-        """WrongResultError where a result is too far off."""
-        if not off <= tolerance:
-            raise WrongResultError(f"{self.case}: a wrong result, off by {off:.2g} where {tolerance:.2g} is granted")
+    def off_by(self, name: str, got: Array, right: Mapping[str, Array], channels: slice, either: Array | bool) -> Array:
+        """How far a vector is off, as VECTORS has it."""
+        off = np.abs(got - right[name])
+        if name in ("mean", "var"):
+            return off / (right["var"] if name == "var" else np.sqrt(right["var"]))
+        x, dy = (self.some(a, channels).astype(np.float64) for a in (self.buffers[0].x, self.buffers[0].dy))
+        if either is not False:
+            terms = np.abs(dy) * either
+            if name == "dgamma":
+                terms *= np.abs(reference.normalize(x, self.stats.mean[channels], self.stats.var[channels]))
+            off = off - terms.sum(axis=tuple(k for k in range(x.ndim) if k != 1))
+        return off / self.stats.count
+
+    def judge(self, name: str, off: Array, tolerance: float) -> None:
+        """WrongResultError where a result is too far off somewhere."""
+        if not (off <= tolerance).all():
+            most = f"off by {off.max():.2g} where {tolerance:.2g} is granted"
+            raise WrongResultError(f"{self.case}: a wrong result, {name} is {most}")
 
     def moves(self, flat: Buffers) -> list[tuple[Array, Array | None, Array]]:
         """What `move` moves: as many arrays are read and written as in the case (or see `share`)."""
