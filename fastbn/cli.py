@@ -11,7 +11,9 @@ from fastbn.commands import CannotRunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 1 where nobody reads on, 2 where a command cannot run."""
+    """Run the command line; returns the exit status: 1 where nobody reads on, 2 where a command cannot run, 130 where
+    it was interrupted.
+    """
     parser = argparse.ArgumentParser(prog="fastbn", description="Batch normalization for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastbn {fastbn.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
@@ -23,12 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
         finally:  # also behind --help, which ends in parse_args
             print(end="", flush=True)
-    except BrokenPipeError:  # of `| head`, which has seen enough; nor can what is still buffered be written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # of `| head`, which has seen enough
+        drop_output()
         return 1
+    except KeyboardInterrupt:
+        return 130
     except CannotRunError as error:
         print(f"fastbn {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk is full, perhaps that of the standard output
+        drop_output()
+        print(f"fastbn: {error}", file=sys.stderr)
+        return 2
+
+
+def drop_output() -> None:
+    """Where the standard output takes no more, nor can what is still buffered be written, even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_demo(commands: Any) -> None:

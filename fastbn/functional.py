@@ -289,7 +289,7 @@ def backward_sums(
     Raises
     ------
     TypeError, ValueError
-        As in `batch_norm_backward`, except that stats.count may exceed the number of values of x.
+        As in `batch_norm_backward`, but for stats.count, which need not be the number of values of x.
 
     Examples
     --------

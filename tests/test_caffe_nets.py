@@ -725,6 +725,7 @@ def test_the_exported_state(files, tmp_path, capsys):
         ((MODEL,), [], "layer 'bn': expected one bottom and one top, got 0 and 0 (a file of blobs alone needs"),
         ((BATCH_NORM, b"\xa2\x06\x7f"), [], "1.caffemodel: the file: layer 0: expected 127 bytes"),
         ((one(kind="BN"),), [], "layer 'bn': type BN"),
+        ((BATCH_NORM, BATCH_NORM), [], "1.prototxt: expected a caffemodel, got a text without blobs"),
         ((BATCH_NORM,), ["--to", "out.npz"], "layer 'bn': the number of channels is not known"),
         ((BATCH_NORM + BATCH_NORM, MODEL), ["--to", "out.npz"], "layer 'bn': two blocks of the net have this name"),
         (('layer { name: "r" type: "ReLU" bottom: "x" top: "x" }', MODEL), ["--to", "out.npz"], "got none"),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,6 +324,23 @@ def test_out_that_cannot_be_written(capsys, tmp_path, below):
     message = capsys.readouterr().err
     assert message.startswith(f"fastbn demo: cannot write to the folder '{path}{below}': ")
     assert path.read_text() == "mine"
+
+
+def test_an_interrupt_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastbn, "show_config", interrupted)
+    assert cli.main(["config"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_is_told_in_one_line():
+    command = [sys.executable, "-c", "import sys; from fastbn.cli import main; sys.exit(main(['config']))"]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (2, "fastbn: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.parametrize("seed", ["-1", "x"])

@@ -88,7 +88,7 @@ def test_every_parameter_is_described(name):
 
 
 @pytest.mark.parametrize("name", reference.__all__)
-def test_reference_is_one_formula_a_line(name):
+def test_reference_says_what_it_defines(name):
     assert inspect.getdoc(getattr(reference, name))
 
 

@@ -1,4 +1,4 @@
-"""The structure that design.md fixes: one direction of imports, one place for each kind of knowledge, public names."""
+"""The structure: one direction of imports, one place for each kind of knowledge, public names."""
 
 import ast
 import inspect
