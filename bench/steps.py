@@ -23,6 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import fastbn
 from fastbn.bench import machine
@@ -170,7 +171,7 @@ def tell_reader(rounds: int) -> None:
     """A row for each size, one thread; ratios are taken within a round."""
     print("streaming over ordinary stores: time of normalize alone, and with what reads y next (below 1: faster)")
     print(f"{'y':>8}  normalize  with statistics  with a convolution 1x1")
-    with fastbn.num_threads(1):
+    with fastbn.num_threads(1), threadpool_limits(1, "blas"):
         for batch in BATCHES:
             step, found = Step(batch), []
             for read in (step.sum, step.convolve):
