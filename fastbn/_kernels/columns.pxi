@@ -97,7 +97,7 @@ cdef void set_columns(Columns *columns, bint undone, const real *typed) noexcept
         if f.act.slope != 1:
             put_columns(columns.mul_below, f.mul, f.act.slope, columns, typed)
             put_columns(columns.add_below, f.add, f.act.slope, columns, typed)
-    columns.act, columns.wide = f.act, f.any_wide
+    columns.wide = f.any_wide
 
 
 cdef void undo_columns(Columns *columns, const real *typed) noexcept nogil:

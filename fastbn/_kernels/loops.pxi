@@ -12,6 +12,7 @@ ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps 
                               const void *) noexcept nogil
 ctypedef void (*apply_spans)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
+ctypedef void (*put_owed_values)(Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Folds *,
                              const void *, const void *) noexcept nogil
@@ -36,6 +37,7 @@ cdef struct Loops:
     sum_channels sum_channels   # some channels, the whole of each
     sum_channels sum_channels_again
     apply_spans apply_spans
+    put_owed_values put_owed    # what results by whole lines have left
     sweep_spans sweep_spans     # apply_spans of a channel and sum_spans of the next
     sweep_neighbours sweep_neighbours   # of a sample's short rows
     sum_rows sum_rows
@@ -62,6 +64,7 @@ cdef inline void use_sums(Loops *loops, const stored *typed, const summed_first 
 cdef inline void use_formula(Loops *loops, const stored *typed, const formula *what) noexcept nogil:
     """The results of a formula, and the sums that go with it."""
     loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
+    loops.put_owed = <put_owed_values>put_owed[stored, formula]
     loops.sweep_spans = <sweep_spans>results_and_sums[stored, formula]
     loops.sweep_neighbours = <sweep_neighbours>results_and_sums_of_neighbours[stored, formula]
     loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
@@ -127,7 +130,7 @@ cdef inline void choose_behind_a_join(Loops *loops, const Call *call, bint slope
 
 
 cdef inline void choose_backward(Loops *loops, const Call *call, bint slope, const stored *typed) noexcept nogil:
-    if call.from_y and slope:
+    if undoes_a_slope(call):
         if call.constant:
             use_formula(loops, typed, <const UndoneScaled *>NULL)
         else:

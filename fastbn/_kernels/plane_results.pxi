@@ -97,7 +97,3 @@ cdef void apply_all(const Due *due) noexcept nogil:
         for k in range(due.count):
             apply_to_values(due, k, position, position + some)
         position += some
-
-
-cdef inline void put_owed_results(const Plan *plan, Carry *carry) noexcept nogil:
-    plan.loops.apply_spans(NULL, &plan.neighbour, 0, 0, NULL, 0, carry, NULL, NULL)

@@ -19,7 +19,7 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     if due.plan.stream:
         due.carry = &carry
     apply_to_values(&due, 0, begin, end)
-    put_owed_results(due.plan, &carry)
+    due.plan.loops.put_owed(&carry, NULL, NULL)
 
 
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
@@ -62,7 +62,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     if ready != NULL:
         apply_all(ready)
     if carry != NULL:
-        put_owed_results(plan, carry)
+        plan.loops.put_owed(carry, NULL, NULL)
 
 
 cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -82,7 +82,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     due.numbers = lay_out_numbers(<double *>after_gates(call) + NUMBERS*begin, due.count, call)
     find_numbers(call, begin, due.count, &due.numbers)
     apply_all(&due)
-    put_owed_results(plan, &carry)
+    plan.loops.put_owed(&carry, NULL, NULL)
 
 
 cdef void run_channel_by_team(const Plan *plan, Py_ssize_t c) noexcept nogil:

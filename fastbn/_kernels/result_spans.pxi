@@ -17,7 +17,7 @@ cdef struct Carry:
     Py_ssize_t k
 
 
-cdef inline Py_ssize_t before(const stored *out) noexcept nogil:
+cdef inline Py_ssize_t values_before(const stored *out) noexcept nogil:
     """How many values of a line stand before it."""
     return <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
 
@@ -230,7 +230,7 @@ cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, cons
     cdef stored first_g[LANES]
     cdef stored line[LANES]
     cdef stored g[LANES]
-    cdef Py_ssize_t k, missing = before(<const stored *>at.out)
+    cdef Py_ssize_t k, missing = values_before(<const stored *>at.out)
     if missing == 0:
         return 0
     compute_line(at, -missing, <stored *>first, <stored *>first_g, one, 0, LANES, what)
@@ -246,7 +246,7 @@ cdef inline Py_ssize_t stream_first(const Place *at, const Coefficients *f, Carr
     """Write the line in which a row begins, together with what is owed of it; how many values of the row that took."""
     cdef Coefficients owed, own
     cdef Place here
-    cdef Py_ssize_t missing = before(<const stored *>at.out)
+    cdef Py_ssize_t missing = values_before(<const stored *>at.out)
     if missing > 0 and missing == carry.owed and follows(&carry.end, at, what):
         owed = coefficients(carry.f, carry.k, typed, what)
         return share_line(at, &owed, f, carry.past, typed, what)
@@ -317,15 +317,12 @@ cdef void store_any(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssi
 cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                            const Numbers *f, Py_ssize_t k, Carry *carry, const stored *typed,
                            const formula *what) noexcept nogil:
-    """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they are written by whole lines,
-    and after the last row another call with a count of 0 writes what is owed.
+    """The results of `count` rows, with coefficients k, k + 1, ... With `carry` they are written by whole lines, and
+    after the last row put_owed() writes what is owed.
     """
     cdef Py_ssize_t end = k + count, until
     cdef Numbers own            # nothing that is written changes it
     cdef Place at, here
-    if count == 0:
-        put_owed(carry, typed, what)
-        return
     own, at = f[0], first[0]
     while k < end:
         until = k + 1 if own.any_wide else end      # where no channel is wide, nothing is asked for again

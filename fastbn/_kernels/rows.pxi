@@ -68,10 +68,6 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
         end = first
 
 
-cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
-    return call.from_y and call.act.slope != 1
-
-
 cdef void run_rows(Call *call) noexcept nogil:
     cdef Table table
     cdef fp_mode before = fp_default()

@@ -167,7 +167,7 @@ cdef inline bint unfit(double v) noexcept nogil:
     return fabs(v) > 2.0**ROOM or 0 < fabs(v) < 2.0**-ROOM
 
 
-cdef inline double plain(double v) noexcept nogil:
+cdef inline double without_payload(double v) noexcept nogil:
     """v, a float32 or float64; a NaN without what someone may have written into it (see half.h)."""
     return v if v == v else NAN
 
@@ -199,14 +199,14 @@ cdef bint find_wide(const Call *call, Py_ssize_t c, Py_ssize_t count, const doub
     cdef Py_ssize_t k
     cdef bint any_wide = False
     for k in range(count):
-        if (lacks_room(mul[k], constant(origin[k], add[k], by_x[k]), by_x[k], origin[k], slope)
+        if (lacks_room(mul[k], added_in_float32(origin[k], add[k], by_x[k]), by_x[k], origin[k], slope)
                 or reaches_far(by_x[k], var[k], values)
                 or (call.from_y and lacks_room_from_y(call, c + k, origin[k], by_x[k]))):
             to.wide[k], any_wide = 1, True
     return any_wide
 
 
-cdef inline double constant(double origin, double add, double by_x) noexcept nogil:
+cdef inline double added_in_float32(double origin, double add, double by_x) noexcept nogil:
     """What is added where float32 computes: it takes the origin as two numbers, center + low.
 
     x - center is exact where it is small, and low goes into the constant. The folded form x*by_x + add would lose
@@ -229,7 +229,7 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
     cdef double steep = max(slope, 1.0), gentle = slope if 0 < slope < 1 else 1.0
     cdef Py_ssize_t k, fit = 0
     for k in range(count):
-        low = constant(origin[k], add[k], by_x[k])
+        low = added_in_float32(origin[k], add[k], by_x[k])
         factor, other = fabs(mul[k]), fabs(by_x[k])
         size = (factor + fabs(low))*steep + (other + fabs(origin[k]))
         fit += ((size <= 2.0**ROOM) & (other*other*(var[k]*values) <= 2.0**(2*ROOM))
@@ -239,13 +239,14 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
     if slope != 1:
         for k in range(count):
             to.mul_below32[k] = <float>(mul[k]*slope)
-            to.add_below32[k] = <float>(constant(origin[k], add[k], by_x[k])*slope)
+            to.add_below32[k] = <float>(added_in_float32(origin[k], add[k], by_x[k])*slope)
     if call.storage == BFLOAT16:
         for k in range(count):
-            to.center32[k], to.mul32[k] = plain(to.center32[k]), plain(to.mul32[k])
-            to.add32[k], to.by_x32[k] = plain(to.add32[k]), plain(to.by_x32[k])
+            to.center32[k], to.mul32[k] = without_payload(to.center32[k]), without_payload(to.mul32[k])
+            to.add32[k], to.by_x32[k] = without_payload(to.add32[k]), without_payload(to.by_x32[k])
         for k in range(count if slope != 1 else 0):
-            to.mul_below32[k], to.add_below32[k] = plain(to.mul_below32[k]), plain(to.add_below32[k])
+            to.mul_below32[k] = without_payload(to.mul_below32[k])
+            to.add_below32[k] = without_payload(to.add_below32[k])
     if fit < count or unfit(slope) or call.from_y:
         return find_wide(call, c, count, origin, var, mul, add, by_x, to)
     return False
@@ -267,14 +268,14 @@ cdef void choose_doubles(const Call *call, Py_ssize_t count, const double *origi
     for k in range(count):
         v = <float>origin[k]
         center[k] = origin[k] if to.wide[k] != 0 else v
-        v = constant(origin[k], add[k], by_x[k])
+        v = added_in_float32(origin[k], add[k], by_x[k])
         low[k] = add[k] if to.wide[k] != 0 else v
     memcpy(to.center, center, bytes)
     memcpy(to.add, low, bytes)
     if call.storage == BFLOAT16:
         for k in range(count):
-            to.center[k], to.mul[k] = plain(to.center[k]), plain(to.mul[k])
-            to.add[k], to.by_x[k] = plain(to.add[k]), plain(to.by_x[k])
+            to.center[k], to.mul[k] = without_payload(to.center[k]), without_payload(to.mul[k])
+            to.add[k], to.by_x[k] = without_payload(to.add[k]), without_payload(to.by_x[k])
 
 
 cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles, const double *origin,

@@ -217,6 +217,11 @@ cdef inline bint has_gates(const Call *call) noexcept nogil:
     return call.backward and call.gated
 
 
+cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
+    """Whether x is the y of an activation with a slope."""
+    return call.from_y and call.act.slope != 1
+
+
 cdef inline Gate *gates_of(const Call *call) noexcept nogil:
     """Of all channels: what the scratch begins with."""
     return <Gate *>call.scratch
