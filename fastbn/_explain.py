@@ -218,9 +218,11 @@ def as_outs(out: Any) -> tuple[Any, Any]:
 
 
 def as_flag(name: str, given: Any) -> bool:
-    """An option that is on or off."""
+    """An option that is on or off; 0 and 1 will do."""
     if not isinstance(given, (bool, np.bool_, int)):
         raise TypeError(f"{name}: expected a bool, got {type(given).__name__}")
+    if given not in (0, 1):
+        raise ValueError(f"{name}: expected a bool, got {given}")
     return bool(given)
 
 

@@ -722,6 +722,7 @@ OTHERS = {
     "num_features huge": (lambda a: fastbn.BatchNorm(2**70), ValueError, "^num_features: expected a number of values"),
     "num_features 3.0": (lambda a: fastbn.BatchNorm(3.0), TypeError, "^num_features: .*got float"),
     "num_features True": (lambda a: fastbn.BatchNorm(True), TypeError, "^num_features: .*integer, got a bool"),
+    "affine 7": (lambda a: fastbn.BatchNorm(3, affine=7), ValueError, "^affine: expected a bool, got 7"),
     "affine text": (lambda a: fastbn.BatchNorm(3, affine="no"), TypeError, "^affine: expected a bool, got str"),
     "track_running_stats None": (
         lambda a: fastbn.BatchNorm(3, track_running_stats=None), TypeError, "^track_running_stats: .*got NoneType",
