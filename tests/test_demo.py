@@ -336,10 +336,10 @@ def test_an_interrupt_ends_without_a_traceback(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
-def test_a_full_disk_is_told_in_one_line():
+def test_a_full_disk_is_told_in_one_line(tmp_path):
     command = [sys.executable, "-c", "import sys; from fastbn.cli import main; sys.exit(main(['config']))"]
     with open("/dev/full", "w") as full:
-        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (2, "fastbn: [Errno 28] No space left on device\n")
 
 
