@@ -100,7 +100,7 @@ def values(shape: tuple[int, int, int]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 1 where a case takes more instructions."""
+    """The exit status: 1 where a case takes more instructions, or is gone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", nargs="?", metavar="OLD.json", help="counts to compare with")
     parser.add_argument("--store", metavar="NEW.json", help="where to put the counts")

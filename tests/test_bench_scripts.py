@@ -87,6 +87,9 @@ def test_a_file_that_is_no_run_is_named(text, options, tmp_path, capsys):
     [
         (compare.main, ["--keep", "nowhere.json", "kept.json"]),
         (compare.main, ["--revision", "HEAD", "--rounds", "0"]),
+        (compare.main, ["--revision", "HEAD", "--keep"]),
+        (compare.main, ["--revision", "HEAD", "old.json", "new.json"]),
+        (instructions.main, ["nowhere.json"]),
         (steps.main, ["--rounds", "0"]),
     ],
 )
@@ -94,7 +97,7 @@ def test_what_cannot_be_done_ends_without_a_traceback(main, arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert re.search(r"nowhere.json|--rounds: .*0", capsys.readouterr().err)
+    assert re.search(r"nowhere.json|--rounds: .*0|expected two stored runs, or --revision", capsys.readouterr().err)
 
 
 def test_a_case_that_was_wrong_or_left_out_is_no_pass(tmp_path, capsys):

@@ -444,6 +444,25 @@ def test_channels_beside(samples, channels, length, activation):
                 assert all(a.tobytes() == b[some].tobytes() for a, b in zip(apart, together, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(90, 3, 29, 31), (3, 3, 300, 301), (7000, 3, 21)], ids=str)
+def test_an_only_channel_is_summed_as_beside_others(shape, threads, dtype):
+    """Large ones, which threads share, on any axis: whether rows follow each other with gaps, or without."""
+    x, dy = np.random.default_rng(6).normal(size=(2, *shape)).astype(dtype)
+    y, stats = fastbn.batch_norm(x)
+    sums = fastbn.backward_sums(dy, x, stats)
+    with fastbn.num_threads(threads):
+        for c in range(shape[1]):
+            for a, d in ((x[:, c : c + 1], dy[:, c : c + 1]), (x[:, c : c + 1].copy(), dy[:, c : c + 1].copy())):
+                for axis in (0, 1, -1):
+                    alone, own = fastbn.batch_norm(np.moveaxis(a, 1, axis), axis=axis)
+                    parts = fastbn.backward_sums(np.moveaxis(d, 1, axis), np.moveaxis(a, 1, axis), own, axis=axis)
+                    assert np.moveaxis(alone, axis, 1).tobytes() == y[:, c : c + 1].tobytes()
+                    assert (own.mean[0], own.var[0]) == (stats.mean[c], stats.var[c])
+                    assert (parts.sum_dy[0], parts.sum_dy_xmu[0]) == (sums.sum_dy[c], sums.sum_dy_xmu[c])
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(

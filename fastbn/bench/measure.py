@@ -23,8 +23,8 @@ TOLERANCE = dict.fromkeys(("float32", "float16", "bfloat16"), 120 * 2.0**-24) | 
 # The last rounding, to a half type, in parts of the value (subnormals are nearer than the tolerance).
 LAST_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
-# Of means, in deviations; of variances, in parts of them; of gradients of gamma and beta, a value, each some 1 in size.
-VECTORS = dict.fromkeys(("mean", "var", "dgamma", "dbeta"), 1e-6)
+# Sums in float64. Of means in deviations, of variances in parts of them, of gradients of gamma and beta by the value.
+VECTORS = dict.fromkeys(("mean", "var", "dgamma", "dbeta"), 1e-9)
 
 KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
 SLOPE = 0.01
@@ -186,14 +186,17 @@ class Prepared:
     def off_by(self, name: str, got: Array, right: Mapping[str, Array], channels: slice, either: Array | bool) -> Array:
         """How far a vector is off, as VECTORS has it."""
         off = np.abs(got - right[name])
-        if name in ("mean", "var"):
-            return off / (right["var"] if name == "var" else np.sqrt(right["var"]))
-        x, dy = (self.some(a, channels).astype(np.float64) for a in (self.buffers[0].x, self.buffers[0].dy))
+        if name == "mean":
+            return off / np.sqrt(right["var"])
+        if name == "var":
+            return off / right["var"]
+        off = off - np.finfo(got.dtype).eps * np.abs(right[name])  # their own last rounding
         if either is not False:
-            terms = np.abs(dy) * either
+            b, (_, mean, var) = self.buffers[0], self.stats
+            terms = np.abs(self.some(b.dy, channels).astype(np.float64)) * either
             if name == "dgamma":
-                terms *= np.abs(reference.normalize(x, self.stats.mean[channels], self.stats.var[channels]))
-            off = off - terms.sum(axis=tuple(k for k in range(x.ndim) if k != 1))
+                terms *= np.abs(reference.normalize(self.some(b.x, channels), mean[channels], var[channels]))
+            off -= terms.sum(axis=tuple(k for k in range(terms.ndim) if k != 1))
         return off / self.stats.count
 
     def judge(self, name: str, off: Array, tolerance: float) -> None:

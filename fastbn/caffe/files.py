@@ -38,11 +38,15 @@ class Source:
         """The layers with their parameters."""
         return self._parsed("TextNetParameter" if self.is_text else "NetParameter")
 
-    def weights(self) -> Any:
-        """The layers with their blobs, and whatever else a binary file holds, to be written back."""
+    def weights(self, needed: bool) -> Any:
+        """The layers with their blobs, and whatever else a binary file holds, to be written back. A text may have none
+        where they are not `needed`.
+        """
         if not self.is_text:
             return self._parsed("Weights")
         if b"blobs" not in self.content:
+            if needed:
+                raise ValueError(f"{self.path}: expected a caffemodel, got a text without blobs")
             return message("Weights")()
         layers = self._parsed("Weights").layer
         return message("Weights")(layer=[layer for layer in layers if layer.blobs])

@@ -80,10 +80,8 @@ def load(
     wanted = None if dtype is None else as_dtype(dtype)
     source = Source(prototxt)
     stored = source if caffemodel is None else Source(caffemodel)
-    if caffemodel is not None and stored.is_text and b"blobs" not in stored.content:
-        raise ValueError(f"{stored.path}: expected a caffemodel, got a text without blobs")
     options = Options(channels, bn, wanted, needed=caffemodel is not None)
-    return Net(source.definition(), Shelf(stored.weights(), options), phase)
+    return Net(source.definition(), Shelf(stored.weights(options.needed), options), phase)
 
 
 class Net:
