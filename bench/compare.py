@@ -56,15 +56,23 @@ def keep(path: str | Path, to: str | Path) -> None:
     Path(to).write_text(json.dumps({"benchmarks": kept}, indent=1) + "\n")
 
 
-def compare(old: Mapping[str, float], new: Mapping[str, float], part: bool = False) -> tuple[str, list[str]]:
-    """A table, and the names of the cases that are slower now, have no number or, but for a `part`, are gone."""
+def compare(
+    old: Mapping[str, float],
+    new: Mapping[str, float],
+    part: bool = False,
+    figures: str = "time over floor",
+    more: str = "SLOWER",
+) -> tuple[str, list[str]]:
+    """A table of figures, and the names of the cases in which they are `more` now, are none or, but for a `part`, are
+    gone.
+    """
     both = [name for name in new if name in old]
     if not both:
         raise ValueError("compare: the two runs have no case in common")
     slower = [name for name in both if not new[name] <= TOLERATED * old[name]]
-    lines = [f"{'time over floor':56} {'old':>7} {'new':>7} {'new/old':>8}"]
+    lines = [f"{figures:56} {'old':>7} {'new':>7} {'new/old':>8}"]
     for name in both:
-        mark = "  SLOWER" if name in slower else ""
+        mark = f"  {more}" if name in slower else ""
         lines.append(f"{name:56} {old[name]:7.2f} {new[name]:7.2f} {new[name] / old[name]:8.2f}{mark}")
     gone = [name for name in old if name not in new]
     lines += [f"not in the new run: {name}" for name in gone]

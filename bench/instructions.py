@@ -19,7 +19,8 @@ from pathlib import Path
 
 import compare
 
-CASES = ["training", "inference", "backward"]
+from fastbn.bench.cases import PASSES
+
 # Batch, channels, height; of (32, 256, 7) a few samples at a time are summed; the last three go past the cache.
 SHAPES = [(8, 16, 56), (8, 16, 28), (8, 64, 14), (8, 128, 7), (32, 256, 7), (32, 64, 28), (32, 256, 14), (32, 1024, 7)]
 RELU, LEAKY = {"activation": "relu"}, {"activation": "leaky_relu"}
@@ -32,7 +33,7 @@ KINDS = [
     ("one-sample-relu", (1, 512, 7), "NCHW", "float32", RELU),
     ("leaky", (8, 16, 28), "NCHW", "float32", LEAKY),
     ("leaky-residual", (8, 16, 28), "NCHW", "float32", LEAKY | {"residual": True}),
-    *((f"{dtype}", (8, 16, 28), "NCHW", dtype, {}) for dtype in ("float16", "bfloat16")),
+    *((dtype, (8, 16, 28), "NCHW", dtype, {}) for dtype in ("float16", "bfloat16")),
     ("NHWC", (8, 64, 14), "NHWC", "float32", {}),
     ("NHWC-relu", (8, 64, 14), "NHWC", "float32", RELU),
     *((f"NHWC-{dtype}", (8, 64, 14), "NHWC", dtype, {}) for dtype in ("float16", "bfloat16")),
@@ -85,7 +86,7 @@ def counted(cases: Sequence[Sequence[object]]) -> list[int]:
 def counts() -> dict[str, float]:
     """Instructions a value of every case, by its name."""
     rows = [("", shape, "NCHW", "float32", {}) for shape in SHAPES] + KINDS
-    asked = [(name, [what, *kind]) for name, *kind in rows for what in CASES]
+    asked = [(name, [what, *kind]) for name, *kind in rows for what in PASSES]
     found = {}
     for (name, case), count in zip(asked, counted([case for _, case in asked]), strict=True):
         what, shape = case[:2]
@@ -110,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         new = counts()
         if args.store:
             Path(args.store).write_text(json.dumps(new, indent=1) + "\n")
-        table, more = compare.compare(new if old is None else old, new)
+        table, more = compare.compare(new if old is None else old, new, False, "instructions a value", "MORE")
     except (OSError, ValueError, RuntimeError) as error:
         parser.error(str(error))
-    print(table.replace("time over floor", "instructions a value").replace("SLOWER", "MORE"))
+    print(table)
     return 1 if more else 0
 
 

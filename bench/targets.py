@@ -6,7 +6,8 @@
     planes     ResNet-50's shapes at batch 32, 8 and 1: time over floor
     orders     channels-last, (N, C) matrices, slices of a larger buffer: time over floor
     halves     float16 and bfloat16: time over that of float32
-    fusions    activations: time over the same pass without; a residual and relu: time over floor, its streams counted
+    fusions    activations: time over the same pass without
+    residuals  a residual and relu: time over floor, its streams counted
     fresh      without out=: time over that with it
     parts      less than a pass, with no target: statistics alone, need_dx=False, training=False: time over floor
     calls      small arrays: microseconds; and time over PyTorch's, where it is installed
@@ -36,7 +37,7 @@ import numpy as np
 import fastbn
 from fastbn import cli
 from fastbn.bench import machine, race
-from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, Case, half_types, matrix
+from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, SMALL, Case, half_types, matrix, small_calls
 from fastbn.bench.floor import seconds
 from fastbn.bench.measure import Prepared
 from fastbn.bench.scaling import one_round
@@ -53,7 +54,6 @@ MATRIX = {"training": 2.5, "inference": 1.6, "backward": 2.6}  # of 256 KiB and 
 HALF, ACTIVATION, RESIDUAL, FRESH = 0.75, 1.10, 1.5, 1.5
 CALLS = {"inference": 2.5, "training": 4.0, "backward": 4.0}  # microseconds for (2, 8, 4, 4), without out=
 LAYER_ADDS = 1.0  # microseconds
-SMALL = [(2, 8, 4), (4, 16, 8), (1, 64, 7), (8, 32, 8), (1, 64, 14), (8, 64, 7)]  # batch, channels, height
 
 RESNET = NETWORKS["ResNet-50"]
 SOME = [(256, 56), (512, 28), (256, 14), (2048, 7)]
@@ -118,16 +118,20 @@ def halves() -> list[Row]:
 
 
 def fusions() -> list[Row]:
-    """relu on every shape; the others, which are other numbers in the same loop, on some."""
+    """relu on every shape; relu6, other numbers in the same loop, and leaky_relu, a loop of its own, on some."""
     rows = []
     for what in PASSES:
         for activation, shapes in {"relu": RESNET, "relu6": SOME, "leaky_relu": SOME}.items():
             plain = [Case(32, *shape, what) for shape in shapes]
             rows += [Row(replace(case, activation=activation), ACTIVATION, over=case) for case in plain]
-    for what in PASSES:
-        rows += [Row(Case(32, *shape, what, activation="relu", residual=True), RESIDUAL) for shape in RESNET]
     undone = [Case(32, *shape, "from-y") for shape in SOME]
     return rows + [Row(replace(case, activation="leaky_relu"), ACTIVATION, over=case) for case in undone]
+
+
+def residuals() -> list[Row]:
+    """With relu behind them."""
+    cases = [Case(32, *shape, what, activation="relu", residual=True) for what in PASSES for shape in RESNET]
+    return [Row(case, RESIDUAL) for case in cases]
 
 
 def fresh() -> list[Row]:
@@ -148,6 +152,7 @@ GROUPS: dict[str, Callable[[], list[Row]]] = {
     "orders": orders,
     "halves": halves,
     "fusions": fusions,
+    "residuals": residuals,
     "fresh": fresh,
     "parts": parts,
 }
@@ -207,7 +212,7 @@ def calls(rounds: int) -> Found:
     """Microseconds of small calls; and times of PyTorch's, each in a process of its own."""
     small = SmallCalls()
     found = medians([{"calls": small.round()} for _ in range(10 * rounds)])
-    cases = [Case(*shape, what, out=False) for shape in SMALL for what in PASSES]
+    cases = small_calls(SMALL)
     if len(names := race.installed(["fastbn", "PyTorch"])) > 1:
         ran = race.race(cases, rounds, names)
         found["over PyTorch"] = {str(r.case): r.seconds["fastbn"] / r.seconds["PyTorch"] for r in ran}

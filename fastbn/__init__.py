@@ -2,14 +2,15 @@
 
 The way of a call, always in this direction::
 
-    layers.py ──> functional.py ──> _core.pyx ──> table of C functions ──> _kernels/ (one build per instruction set)
-     state         names, docs       checks, views, threads                 loops on pointers, without the GIL
+    functional.py  names, docs ──> _core.pyx ──> table of C functions ──> _kernels/ (one build per instruction set)
+    layers.py      state             checks, views, threads                 loops on pointers, without the GIL
 
     statistics.py   BatchStats, GradientSums, Gradients: what calls hand on
     folding.py      a normalisation folded into the layer before it, for inference
     reference.py    the float64 definition of everything, for tests and for reading
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
     _threads.py     what a number of threads means      _integers.py   what counts as an integer
+    caffe/          Caffe's layers and files, an optional part      _cpu.pyx   what the CPU is, its floating-point mode
     cli.py, commands.py, demo/, bench/  the command `fastbn`
 
 What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,

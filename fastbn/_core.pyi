@@ -1,4 +1,4 @@
-"""Types of the compiled front door, for `functional` and `_threads`."""
+"""Types of the compiled front door, for the rest of the package."""
 
 from typing import Any
 

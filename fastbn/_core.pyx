@@ -186,7 +186,7 @@ cdef inline bint plain(cnp.ndarray a):
 
 
 cdef inline Storage storage_of(cnp.ndarray a):
-    """Whether an array is of a half type."""
+    """Of which half type an array is, if of one."""
     cdef int dtype = cnp.PyArray_TYPE(a)
     if dtype == cnp.NPY_FLOAT16:
         return FLOAT16

@@ -46,12 +46,12 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. A build without OpenMP always uses 1.
+        1 to 1024. A build without OpenMP always uses 1.
 
     Raises
     ------
     TypeError, ValueError
-        n is not an integer, or not at least 1.
+        n is not an integer, or not 1 to 1024.
 
     Examples
     --------

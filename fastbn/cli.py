@@ -64,9 +64,14 @@ def demo(args: argparse.Namespace) -> int:
 
 def seed(text: str) -> int:
     """A seed from the command line."""
+    return at_least(0, text)
+
+
+def at_least(least: int, text: str) -> int:
+    """An integer from the command line."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text}")
     return value
 
 
@@ -92,10 +97,7 @@ def bench(args: argparse.Namespace) -> int:
 
 def count(text: str) -> int:
     """A number of things from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
-    return value
+    return at_least(1, text)
 
 
 def threads(text: str) -> int:

@@ -223,8 +223,9 @@ def batch_norm_backward(
     need_dx, need_params : bool
         What is not needed is not computed, and None in the result.
     out : ndarray, optional
-        Takes dx: the shape and dtype of x; dy or x itself, or memory apart from all arguments. With a residual a pair
-        for dx and dresidual, either of which may be None; dresidual, too, may take the place of dy or x.
+        Takes dx: the shape and dtype of x; dy or x itself (y, where x is None), or memory apart from all arguments.
+        With a residual a pair for dx and dresidual, either of which may be None; dresidual, too, may take the place of
+        dy or x.
 
     Returns
     -------
@@ -345,7 +346,7 @@ def backward_apply(
     Raises
     ------
     TypeError, ValueError
-        As in `backward_sums`; TypeError where sums are neither GradientSums nor a pair.
+        As in `backward_sums`; TypeError where sums are neither GradientSums nor a tuple of two.
 
     Examples
     --------
@@ -384,8 +385,10 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
 
     Raises
     ------
-    ValueError
-        No batch, another method, or ("paper") a batch with one value per channel.
+    TypeError, ValueError
+        As in `batch_stats`; TypeError where batches cannot be iterated over; ValueError for no batch, for different
+        numbers of channels, a negative variance, another method, and ("paper") for a batch with one value per channel,
+        or none but empty ones.
 
     Examples
     --------
@@ -424,15 +427,14 @@ as_dtype, as_integer, as_number = _explain.as_dtype, _explain.as_integer, _expla
 DefaultMode = _cpu.DefaultMode
 
 
-def result_like(
+def check_result(
     out: np.ndarray | None, x: np.ndarray, inputs: Mapping[str, np.ndarray], apart: Mapping[str, np.ndarray | None]
-) -> np.ndarray:
-    """A new array like x, or `out` where it can take one: one of the inputs itself, but apart from all else."""
+) -> None:
+    """Raise unless `out`, if any, can take a result like x: one of the inputs itself, but apart from all else."""
     if out is None:
-        return np.empty_like(x)
+        return
     _explain.check_out(out, x)
     for name, other in {**apart, **inputs}.items():
         itself = name in inputs
         if other is not None and np.may_share_memory(out, other) and not (itself and _core.same_memory(out, other)):
             _explain.check_overlap(out, name, other, itself)
-    return out

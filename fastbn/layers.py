@@ -1,4 +1,4 @@
-"""Layers: parameters, running statistics, train and eval, state. Everything else is `functional`'s."""
+"""Layers: parameters, running statistics, train and eval, state. All else they leave to `_core`, as functions do."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ class BatchNorm:
         -----
         RuntimeWarning
             Where running statistics of some channels would not be finite: they stay as they were. (Turned into an
-            error, it is raised after `out` was written; nothing else has changed.)
+            error, it is raised after `out` was written; nothing else has changed. `backward` still belongs to the
+            forward before, unless what that one has kept stood in `out`.)
         """
         training, given = self.training, self.use_global_stats
         mean, var = self._running_mean, self._running_var
@@ -245,12 +246,11 @@ class BatchNorm:
             y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
         vectors = _core.copies(gamma, beta, None if from_batch else mean, None if from_batch else var)
         if moves:
-            if out is not None:  # where a warning is an error: what was saved may have been overwritten
-                self._saved = None
             count, new_mean, new_var = stats
             correction = count / (count - 1)
             odd = _core.move_running(to, new_mean, new_var, correction, momentum, None, False)
             if odd is not None:
+                self._forget_what_is_lost(out)  # a warning may be an error
                 self._move_the_others(odd, to, new_mean, new_var, correction, momentum, None)
         reads_y = in_place or (residual is not None and activation is not None)
         self._saved = (
@@ -307,6 +307,12 @@ class BatchNorm:
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
 
+    def _forget_what_is_lost(self, out: np.ndarray | None) -> None:
+        """The last forward, where `out` was written over what it has kept."""
+        kept = self._saved[:2] if self._saved is not None and out is not None else ()
+        if any(array is not None and np.may_share_memory(out, array) for array in kept):
+            self._saved = None
+
     def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
@@ -360,13 +366,19 @@ class BatchNorm:
         batches : iterable of array_like or BatchStats
             Inputs of this layer, with weights fixed (Algorithm 2 of the paper; "precise" batch normalisation).
         method : {"pooled", "paper"}
-            As in `population_stats`; its `unbiased_var` becomes the running variance.
+            As in `population_stats`; its `unbiased_var` becomes the running variance, and the number of batches
+            `num_batches_tracked`.
 
         Raises
         ------
-        ValueError
-            There are no running statistics, no batches, too few values, another number of channels, or a negative
-            variance.
+        TypeError, ValueError
+            As in `population_stats`; ValueError also where there are no running statistics, too few values, or another
+            number of channels. Nothing has changed then.
+
+        Warns
+        -----
+        RuntimeWarning
+            Where statistics of some channels would not be finite: they stay as they were.
         """
         if self._running_mean is None:
             raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
@@ -385,7 +397,23 @@ class BatchNorm:
     # ---- modes, parameters, state
 
     def train(self, mode: bool = True) -> BatchNorm:
-        """Switch to training (or, with False, to evaluation). Returns the layer. TypeError where mode is no bool."""
+        """Switch to training, or with False to evaluation; returns the layer.
+
+        Parameters
+        ----------
+        mode : bool
+            0 and 1 will do.
+
+        Returns
+        -------
+        layer : BatchNorm
+            This one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            mode is no bool.
+        """
         self.training = _explain.as_flag("mode", mode)
         return self
 

@@ -1,4 +1,4 @@
-"""Statistics and gradient sums as values: taken part by part, merged exactly, handed on.
+"""Statistics and gradient sums as values: taken part by part, merged, handed on.
 
 The merge is that of Chan, Golub and LeVeque (1979), in float64 around the mean of one part.
 """

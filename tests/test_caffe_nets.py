@@ -664,7 +664,7 @@ def test_published_nets(parts, prototxt, size, files):
 # ---- the command
 
 
-def test_the_command_lists_and_exports(files, tmp_path, capsys):
+def test_the_command_lists_and_exports(files, capsys):
     odd = layer("odd", "BatchNorm", [blob([1]), blob([-2]), blob([2])])
     text = BATCH_NORM + SCALE + one("odd") + one("zero") + one("relu", kind="ReLU")
     model = MODEL + odd + layer("zero", "BatchNorm", [blob([1]), blob([1]), blob([0])])

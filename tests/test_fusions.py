@@ -299,12 +299,6 @@ def test_the_same_bits(row):
             assert differing(case.results(split=threads == 3), found) == []
 
 
-def is_planes(x):
-    """Whether an axis longer than 1 stands inside that of the channels, axis 1."""
-    others = [abs(step) for k, step in enumerate(x.strides) if k != 1 and x.shape[k] > 1]
-    return x.shape[1] == 1 or not others or min(others) <= abs(x.strides[1])
-
-
 @pytest.mark.parametrize("row", ROWS, ids=name_of_choice)
 def test_fused_is_one_after_the_other(row):
     """The activation of y without one; the gradients of dy behind the mask. (Zeros may differ in sign.)"""

@@ -593,6 +593,19 @@ def test_where_a_warning_is_an_error_the_y_before_may_be_lost():
         bn.backward(dy)
 
 
+def test_where_a_warning_is_an_error_backward_belongs_to_the_forward_before():
+    """Nothing that it has kept was written over."""
+    x, dy = data()
+    bn = fastbn.BatchNorm(3)
+    bn(x)
+    expected = fastbn_backward_of(bn, x, dy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(RuntimeWarning):
+            bn(np.full_like(x, np.nan), out=np.empty_like(x))
+    np.testing.assert_array_equal(bn.backward(dy), expected)
+
+
 def test_the_warning_names_the_channels():
     x, _ = data((4, 30))
     x[0, ::2] = np.nan

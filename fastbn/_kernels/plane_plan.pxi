@@ -165,12 +165,6 @@ cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept 
     return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, rows//plan.group))
 
 
-cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:
-    """`length` values in equal parts, each a whole number of lines (but the last), of at most about `most` values."""
-    cdef Py_ssize_t parts = (length + most - 1)//most
-    return (length + parts*LANES - 1)//(parts*LANES)*LANES
-
-
 cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     """By the shape alone. Pieces do not matter: lanes go on from one to the next."""
     cdef Py_ssize_t plane = plan.plane

@@ -6,7 +6,7 @@ cdef struct Channel:
     const Plan *plan
     Py_ssize_t c
     Center about                # what the sums are taken about
-    bint far                    # that is not 0 although the values are float32
+    bint far                    # so that the loops of a first attempt will not do
     const Due *due              # get their results while the sums of a group are taken; NULL: none do
     Lanes lanes
     Sums total, block

@@ -231,13 +231,16 @@ cdef inline char *after_gates(const Call *call) noexcept nogil:
     return <char *>(gates_of(call) + (call.channels if has_gates(call) else 0))
 
 
+cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:
+    """`length` values in equal parts, each a whole number of lines (but the last), of at most about `most` values."""
+    cdef Py_ssize_t parts = (length + most - 1)//most
+    return (length + parts*LANES - 1)//(parts*LANES)*LANES
+
+
 cdef inline Py_ssize_t part_of_channels(const Call *call, Order order) noexcept nogil:
-    """How many channels a call takes at once: all, or equal parts of whole lines, but for the last."""
-    cdef Py_ssize_t parts, most = MOST_PLANES if order == PLANES else MOST_ROWS
-    if call.channels <= most:
-        return call.channels
-    parts = (call.channels + most - 1)//most
-    return (call.channels + parts*LANES - 1)//(parts*LANES)*LANES
+    """How many channels a call takes at once."""
+    cdef Py_ssize_t most = MOST_PLANES if order == PLANES else MOST_ROWS
+    return call.channels if call.channels <= most else part_length(call.channels, most)
 
 
 cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Order order) noexcept nogil:

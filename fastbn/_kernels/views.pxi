@@ -107,7 +107,7 @@ cdef inline void close_tile(const View *v, Py_ssize_t c, Py_ssize_t position, Py
 
 cdef enum:
     ARRAYS = 5
-    HELD_BACK = 40 << 20    # bytes of all arrays, from which on results are held back: few last-level caches hold them
+    HELD_BACK = 40 << 20    # held back from so many bytes on, read and of one result: few last-level caches hold them
 
 
 cdef struct Place:

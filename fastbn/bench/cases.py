@@ -20,6 +20,7 @@ NETWORKS = {
     "DenseNet-121": [(128, 56), (512, 28), (1024, 14), (128, 7), (1024, 7)],
 }
 MATRICES = [(60, 100), (128, 4096), (4096, 256), (65536, 64)]  # (N, C): behind dense layers
+SMALL = [(2, 8, 4), (4, 16, 8), (8, 32, 8), (1, 64, 7), (1, 64, 14), (8, 64, 7)]  # batch, channels, height
 PASSES = ("training", "inference", "backward")
 
 # Arrays that are read and written, of each thing that is timed. "from-y" is a backward from y alone, after a forward in
@@ -145,6 +146,11 @@ def half_types() -> Sequence[str]:
 def matrix(rows: int, channels: int, what: str, dtype: str = "float32", threads: int = 1) -> Case:
     """A case with an x of shape (N, C)."""
     return Case(rows, channels, 1, what, dtype, threads, order="NC")
+
+
+def small_calls(shapes: Sequence[tuple[int, int, int]]) -> list[Case]:
+    """As users call: a new result each time."""
+    return [Case(*shape, what, out=False) for shape in shapes for what in PASSES]
 
 
 def cases(full: bool) -> list[Case]:

@@ -1,7 +1,7 @@
 """The whole of `fastbn bench`: what is measured how often, in which order, and what is written where."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -9,7 +9,7 @@ from time import perf_counter
 
 import fastbn
 from fastbn.bench import pictures, race, report, scaling, sizes
-from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, Case, half_types, matrix
+from fastbn.bench.cases import MATRICES, NETWORKS, PASSES, SMALL, Case, half_types, matrix, small_calls
 from fastbn.bench.contenders import CONTENDERS
 from fastbn.bench.measure import Timing
 from fastbn.commands import check_extra, writeable_folder
@@ -30,12 +30,11 @@ class Plan:
 
 
 FULL = Plan(
-    NETWORKS["ResNet-50"], 32, 9, [1 << e for e in range(10, 31)], (256, 56), (512, 28), MATRICES,
-    [(2, 8, 4), (4, 16, 8), (8, 32, 8), (1, 64, 7), (1, 64, 14), (8, 64, 7)],
+    NETWORKS["ResNet-50"], 32, 9, [1 << e for e in range(10, 31)], (256, 56), (512, 28), MATRICES, SMALL,
 )  # fmt: skip
 QUICK = Plan(
     [(64, 56), (256, 14), (512, 7)], 8, 3, [1 << e for e in range(10, 25, 2)], (256, 56), (64, 28), MATRICES[:1],
-    [(2, 8, 4)],
+    SMALL[:1],
 )  # fmt: skip
 
 
@@ -104,7 +103,7 @@ def run(
         time_shapes(said, [Case(batch, *shape, what) for what in PASSES for shape in plan.shapes], rounds),
         time_kinds(said, kinds(batch, *plan.kinds) + matrices(plan.matrices), rounds),
         time_fusions(said, fusions(batch, *plan.kinds), rounds),
-        time_small(said, [Case(*shape, what, out=False) for shape in plan.small for what in PASSES], rounds),
+        time_small(said, small_calls(plan.small), rounds),
         time_sizes(said, plan.sizes, rounds),
         time_threads(said, (batch, *plan.scaled), scaling.steps(threads), rounds),
     )
@@ -141,31 +140,23 @@ def fusions(batch: int, channels: int, height: int) -> list[Case]:
 
 def time_shapes(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
     """(a): the race."""
-    names = race.installed(name for name in CONTENDERS if name != "fastbn, in steps")
-    title = f"Time over floor, one thread, medians of {rounds} rounds"
-    table = report.Race(cases, names)
-    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
-    said.say(*table.foot(results))
+    table = report.Race(cases, race.installed(name for name in CONTENDERS if name != "fastbn, in steps"))
+    results = raced(said, "Time over floor", table, rounds, table.ratios)
+    said.say(*table.means(results))
     return results
 
 
 def time_kinds(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
     """(b): the race in other orders and types."""
-    names = race.installed(["fastbn", "np.copyto", "NumPy formula", "PyTorch", "PyTorch, output reused"])
-    title = f"Other memory orders and types: time over floor, one thread, medians of {rounds} rounds"
-    table = report.Race(cases, names)
-    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
-    said.say(*report.wrong(results))
-    return results
+    names = ["fastbn", "np.copyto", "NumPy formula", "PyTorch", "PyTorch, output reused"]
+    table = report.Race(cases, race.installed(names))
+    return raced(said, "Other memory orders and types: time over floor", table, rounds, table.ratios)
 
 
 def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
     """(c): fused against step by step, and what memory each takes."""
-    names = race.installed(["fastbn", "fastbn, in steps", "NumPy formula", "PyTorch"])
-    title = f"Fusions: time over floor, one thread, medians of {rounds} rounds"
-    table = report.Race(cases, names)
-    results = said.table(title, table.head, race.race(cases, rounds, names), table.ratios)
-    said.say(*report.wrong(results))
+    table = report.Race(cases, race.installed(["fastbn", "fastbn, in steps", "NumPy formula", "PyTorch"]))
+    results = raced(said, "Fusions: time over floor", table, rounds, table.ratios)
     title = (
         "Fusions: memory beyond the arguments, in arrays of the size of x; arrays read and written, fused and in steps"
     )
@@ -175,10 +166,18 @@ def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> lis
 
 def time_small(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
     """(d): calls on small arrays, without out=."""
-    names = race.installed(["fastbn", "NumPy formula", "PyTorch"])
-    title = f"Small arrays: microseconds a call, one thread, medians of {rounds} rounds"
-    table = report.Race(cases, names)
-    return said.table(title, table.head, race.race(cases, rounds, names), table.microseconds)
+    table = report.Race(cases, race.installed(["fastbn", "NumPy formula", "PyTorch"]))
+    return raced(said, "Small arrays: microseconds a call", table, rounds, table.microseconds)
+
+
+def raced(
+    said: report.Report, title: str, table: report.Race, rounds: int, row: Callable[[race.Result], str]
+) -> list[race.Result]:
+    """One race: its table as it is measured, and who was wrong."""
+    title = f"{title}, one thread, medians of {rounds} rounds"
+    results = said.table(title, table.head, race.race(table.cases, rounds, table.names), row)
+    said.say(*report.wrong(results))
+    return results
 
 
 def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[Timing]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Colours that stay apart for the colour-blind, and markers for who sees none.
 STYLES = {
     "fastbn": ("#0072B2", "o"),
-    "fastbn, in steps": ("#56B4E9", "P"),
     "np.copyto": ("#666666", "x"),
     "NumPy formula": ("#E69F00", "s"),
     "PyTorch": ("#D55E00", "^"),

@@ -53,7 +53,7 @@ class Race:
     """The tables of a race: pass and case to the left, a column for each contender."""
 
     def __init__(self, cases: Sequence[Case], names: Sequence[str]) -> None:
-        self.names = names
+        self.cases, self.names = cases, names
         self.width = max(14, *(len(case.label) for case in cases))
 
     @property
@@ -85,8 +85,8 @@ class Race:
         found = ["wrong" if name in result.wrong else figure(name) for name in self.names]
         return self.cells(result.case.what, result.case.label, found)
 
-    def foot(self, results: Sequence[Result]) -> list[str]:
-        """Geometric means of the ratios, and what was wrong."""
+    def means(self, results: Sequence[Result]) -> list[str]:
+        """Geometric means of the ratios."""
         lines = []
         for what in dict.fromkeys(result.case.what for result in results):
             ran = [r.ratios for r in results if r.case.what == what]
@@ -94,7 +94,7 @@ class Race:
                 number(geometric_mean([r[n] for r in ran]) if all(n in r for r in ran) else None) for n in self.names
             ]
             lines.append(self.cells(what, "geometric mean", means))
-        return lines + wrong(results)
+        return lines
 
     def cells(self, what: str, case: str, found: Sequence[str]) -> str:
         """Under the contenders' names."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastbn
-from fastbn.functional import DefaultMode, result_like
+from fastbn.functional import DefaultMode, check_result
 
 
 class Run(NamedTuple):
@@ -76,7 +76,8 @@ def apply(
     """x*factor + bias."""
     apart = {"factor": factor, "bias": bias}
     if run.is_everything:
-        y = result_like(out, x, {"x": x}, apart)
+        check_result(out, x, {"x": x}, apart)
+        y = np.empty_like(x) if out is None else out
         with np.errstate(all="ignore"), DefaultMode():
             np.multiply(x, 1 if factor is None else factor.reshape(x.shape), out=y, casting="same_kind")
             return y if bias is None else np.add(y, bias.reshape(x.shape), out=y, casting="same_kind")
@@ -93,7 +94,7 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run."""
     if run.is_everything:
-        result_like(out, x, {"dy": dy, "x": x}, {"factor": factor})
+        check_result(out, x, {"dy": dy, "x": x}, {"factor": factor})
         with np.errstate(all="ignore"), DefaultMode():
             dfactor, dbias = (dy * x).reshape(run.inside), dy.reshape(run.inside).copy()
         return apply(dy, run, factor, None, out), dfactor, dbias
@@ -134,7 +135,7 @@ def _into(
         return compute(out)
     if out is None:
         return compute(None).reshape(x.shape)
-    result_like(out, x, inputs, apart)
+    check_result(out, x, inputs, apart)
     if out.flags.c_contiguous:
         compute(run.view(out))
     else:

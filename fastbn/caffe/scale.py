@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
 from fastbn.caffe.blobs import Blob, Filler, check_writeable
 from fastbn.caffe.checks import before_forward
-from fastbn.functional import DefaultMode, as_dtype, as_integer, result_like
+from fastbn.functional import DefaultMode, as_dtype, as_integer, check_result
 
 FillerLike = Filler | Mapping[str, Any] | None
 
@@ -312,7 +312,8 @@ class Bias(_Broadcast):
         self.check_diffs()
         dy = like("dy", dy, run.shape, dtype)
         dbias = sums(dy, run)
-        dx = result_like(out, dy, {"dy": dy}, {})
+        check_result(out, dy, {"dy": dy}, {})
+        dx = np.empty_like(dy) if out is None else out
         dx[...] = dy
         with np.errstate(all="ignore"), DefaultMode():
             if second is not None:
