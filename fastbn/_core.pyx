@@ -22,6 +22,7 @@ cdef extern from "platform.h":
     void fp_restore(fp_mode) nogil
     void openmp_pause() nogil
     int openmp_max_threads() nogil
+    int openmp_bound_processors() nogil
     int openmp_kind() nogil
     void *exchange(void **place, void *memory) nogil
     bint lend(void *memory, size_t bytes) nogil
@@ -156,6 +157,11 @@ def get_threads():
 def chosen_threads():
     """`chosen` as set_threads was last given it; 0: nothing is set."""
     return CHOSEN
+
+
+def bound_processors():
+    """What OpenMP's threads are bound to; 0: they are not."""
+    return openmp_bound_processors()
 
 
 def pause_threads():

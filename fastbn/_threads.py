@@ -118,7 +118,7 @@ def _checked(n: object, name: str) -> int:
 def _granted() -> int:
     """Processors that this process may use: affinity, and the cgroup's quota rounded up."""
     try:
-        processors = len(os.sched_getaffinity(0))
+        processors = _core.bound_processors() or len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         processors = os.cpu_count() or 1
     return max(1, math.ceil(min(processors, _cgroup_quota())))

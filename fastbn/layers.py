@@ -290,6 +290,8 @@ class BatchNorm:
         dgamma, dbeta = self._dgamma, self._dbeta
         _core.check_target("dgamma", dgamma, self.num_features)
         _core.check_target("dbeta", dbeta, self.num_features)
+        if out is not None and (type(out) is not np.ndarray or out.size <= self.num_features):
+            self._check_apart(out)
         x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
         affine = dgamma is not None
         gamma, beta = (vectors[0], vectors[1]) if affine else (None, None)
@@ -306,6 +308,15 @@ class BatchNorm:
             _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
+
+    def _check_apart(self, out: Any) -> None:
+        """That a result does not stand in a parameter or its gradient (which are small, and arrays of their own)."""
+        for result in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(result, np.ndarray) and result.size <= self.num_features:
+                for name in ("gamma", "beta", "dgamma", "dbeta"):
+                    array = getattr(self, name)
+                    if array is not None:
+                        _explain.check_overlap(result, name, array, False)
 
     def _forget_what_is_lost(self, out: np.ndarray | None) -> None:
         """The last forward, where `out` was written over what it has kept."""

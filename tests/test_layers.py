@@ -390,6 +390,20 @@ def test_an_untracked_layer_has_no_running_statistics():
     assert near(bn(X), bn.eval()(X))
 
 
+@pytest.mark.parametrize("name", ["gamma", "beta", "dgamma", "dbeta"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_results_of_backward_do_not_stand_in_parameters(name, pair):
+    """Where x has a value per channel, dx has as many numbers as a parameter."""
+    bn, x = fastbn.BatchNorm(2).eval(), np.array([[1, 2]], np.float32)
+    bn(x, residual=x if pair else None)
+    before = [value.copy() for value in (bn.gamma, bn.beta, bn.dgamma, bn.dbeta)]
+    taken = getattr(bn, name).reshape(1, 2)
+    with pytest.raises(ValueError, match=rf"^out: expected memory apart from {name}, got "):
+        bn.backward(x, out=(np.empty_like(x), taken) if pair else taken)
+    for value, was in zip((bn.gamma, bn.beta, bn.dgamma, bn.dbeta), before, strict=True):
+        assert np.array_equal(value, was)
+
+
 def test_a_layer_without_affine_parameters():
     x, dy = data()
     bn = fastbn.BatchNorm(3, affine=False)

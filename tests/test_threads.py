@@ -34,7 +34,10 @@ def _settings_stay():
 
 def python(script, folder, timeout=60, **environment):
     """The output of a Python script that runs far from the checkout. A script that hangs is a failure."""
-    names = ("FASTBN_NUM_THREADS", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    names = (
+        "FASTBN_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT",
+        "OMP_WAIT_POLICY",
+    )  # fmt: skip
     clean = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", script], cwd=folder, env={**clean, **environment}, timeout=timeout,
@@ -160,6 +163,8 @@ NUMBER = "import fastbn; print(fastbn.get_num_threads())"
         ({"FASTBN_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, 3),
         ({"OMP_NUM_THREADS": "1"}, 1),
         ({"OMP_NUM_THREADS": "1000"}, _threads._granted()),
+        ({"OMP_PROC_BIND": "true"}, _threads._granted()),  # the main thread is bound to one processor then
+        ({"OMP_PROC_BIND": "false"}, _threads._granted()),
     ],
     ids=str,
 )

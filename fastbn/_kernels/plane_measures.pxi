@@ -2,25 +2,6 @@
 # taken again.
 
 
-cdef double first_pivot(const Plan *plan, Py_ssize_t c) noexcept nogil:
-    """Mean of the first few values of float64, as value + mean(x - value): exact where they are all equal."""
-    cdef double tile[PIVOT]
-    cdef const Call *call = plan.call
-    cdef const Loops *loops = &plan.loops
-    cdef Py_ssize_t length = min(PIVOT, call.values)
-    cdef Place at
-    cdef double value, unused
-    cdef Center about
-    cdef Lanes lanes
-    at.x, at.dy, at.y = read_tile(call.x, c, 0, length, loops.itemsize, tile), NULL, NULL
-    about.center = (<const double *>at.x)[0]
-    clear_lanes(&lanes)
-    loops.sum_spans_again(&at, &plan.sample, &plan.sample, 1, length, &about, &lanes, NULL, NULL)
-    lanes_sums(lanes_load(lanes.s), lanes_load(lanes.t), &value, &unused)
-    value = about.center + value/length
-    return value if isfinite(value) else 0.0
-
-
 cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexcept nogil:
     """About what the first attempt sums: float32 about 0 where that is good enough, else it is `far`."""
     cdef const Call *call = plan.call
@@ -28,7 +9,7 @@ cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexc
     if call.backward:
         far[0] = call.dtype != FLOAT64 and far_from_zero(call, c)
         return call.origin[c] if call.dtype == FLOAT64 or far[0] else 0.0
-    return first_pivot(plan, c) if call.dtype == FLOAT64 else 0.0
+    return first_pivot(call, c) if call.dtype == FLOAT64 else 0.0
 
 
 cdef bint first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:

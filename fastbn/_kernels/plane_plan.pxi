@@ -46,7 +46,7 @@ cdef struct Plan:
     bint even                   # rows are in place, and follow each other with the same step
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     Steps due_sample            # to the row that gets its results next
-    bint stream                 # write whole lines, past the cache or as if
+    bint by_lines               # results are written by whole lines, past the cache or as if
 
 
 cdef inline Py_ssize_t channel_step(const View *v) noexcept nogil:
@@ -97,7 +97,7 @@ cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
     waited for. (Zen 4: apart, forwards of 7x7 and backwards of 14x14 take .8 to .9 of the time, but 7x7 of 100 MB 1.4.)
     """
     cdef const Call *call = plan.call
-    return (plan.stream and plan.rows_in_turn and (call.backward or plan.plane < LINE_BY_LINE)
+    return (plan.by_lines and plan.rows_in_turn and (call.backward or plan.plane < LINE_BY_LINE)
             and bytes_of_arrays(call, plan.loops.itemsize) <= LAST_LEVEL)
 
 
@@ -127,8 +127,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     cut_into_folds(&plan)
     plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
     channel_bytes = call.values*plan.loops.itemsize
-    plan.stream = (wants_lines(call, plan.plane) and plan.run == plan.plane >= SHORTEST
-                   and share_lines(call.out, call.dresidual))
+    plan.by_lines = (wants_lines(call, plan.plane) and plan.run == plan.plane >= SHORTEST
+                     and share_lines(call.out, call.dresidual))
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
     plan.in_one_go = most_in_one_go(&plan, summed) if steady else 1
@@ -136,11 +136,11 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.whole = plan.folds == 1 and plan.even and not plan.apart and not is_scattered(&plan, summed)
     if call.y != NULL:      # five arrays share the cache, not two or three
         group_bytes //= 2
-    plan.group = min(TOGETHER if plan.whole and not plan.stream else GROUP, max(1, group_bytes//channel_bytes))
-    if plan.stream and plan.plane >= SHORT:
+    plan.group = min(TOGETHER if plan.whole and not plan.by_lines else GROUP, max(1, group_bytes//channel_bytes))
+    if plan.by_lines and plan.plane >= SHORT:
         plan.group = 1
     plan.holds = holds_back(call, plan.loops.itemsize)
-    plan.near = plan.segments > 0 and plan.stream and call.stores == WHOLE_LINES
+    plan.near = plan.segments > 0 and plan.by_lines and call.stores == WHOLE_LINES
     plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)
     plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0
     # A large channel has been driven out of a second-level cache before the sums of the next are done, but for its end.

@@ -16,7 +16,7 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     cdef Due due = (<const Due *>task)[0]
     cdef Carry carry
     begin_carry(&carry, due.plan.call, False, False, False)
-    if due.plan.stream:
+    if due.plan.by_lines:
         due.carry = &carry
     apply_to_values(&due, 0, begin, end)
     due.plan.loops.put_owed(&carry, NULL, NULL)
@@ -74,7 +74,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     if begin == end:        # fewer channels than threads
         return
     begin_carry(&carry, call, plan.holds, plan.near, plan.asks)
-    due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.stream else NULL
+    due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.by_lines else NULL
     find_gates(call, plan.loops.find_gates, begin, end - begin)
     if goes_by_groups(call):
         measure_and_apply(plan, begin, end, due.carry)

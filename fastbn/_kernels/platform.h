@@ -187,6 +187,16 @@ static inline int openmp_max_threads(void) {
 #endif
 }
 
+/* The processors that OpenMP's threads are bound to, all together (OMP_PROC_BIND, OMP_PLACES); 0: they are not bound. The
+   affinity of the thread that asks tells nothing then, since it is bound to one. */
+static inline int openmp_bound_processors(void) {
+#if defined(_OPENMP) && _OPENMP >= 201307
+    return omp_get_proc_bind() == omp_proc_bind_false ? 0 : omp_get_num_procs();
+#else
+    return 0;
+#endif
+}
+
 /* 0: serial build, 1: threads that do not survive a fork, 2: threads that do or that openmp_pause makes safe */
 static inline int openmp_kind(void) {
 #if defined(_OPENMP) && (FASTBN_OMP_PAUSE || defined(_MSC_VER) || defined(__clang__))

@@ -107,18 +107,6 @@ cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
         sum_block_of_rows(&strip, table.rows*block//table.blocks, table.rows*(block + 1)//table.blocks, &sums)
 
 
-cdef double first_pivot_of_rows(const Call *call, Py_ssize_t c) noexcept nogil:
-    """As first_pivot() in plane_measures.pxi, for float64."""
-    cdef double tile[PIVOT]
-    cdef Py_ssize_t length = min(PIVOT, call.values), i
-    cdef double *x = <double *>read_tile(call.x, c, 0, length, sizeof(double), tile)
-    cdef double pivot = 0
-    for i in range(length):
-        pivot += x[i] - x[0]
-    pivot = x[0] + pivot/length
-    return pivot if isfinite(pivot) else 0.0
-
-
 cdef void set_center(Table *table, Py_ssize_t c, double center, bint far) noexcept nogil:
     table.any_far = table.any_far or far
     while c < table.width:
@@ -142,7 +130,7 @@ cdef void choose_centers(Table *table) noexcept nogil:
             far = not float64 and far_from_zero(call, c)
             set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
         else:
-            set_center(table, c, first_pivot_of_rows(call, c), False)
+            set_center(table, c, first_pivot(call, c), False)
 
 
 cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:

@@ -49,6 +49,20 @@ cdef inline double whole(double high, double low) noexcept nogil:
     return high + added
 
 
+cdef double first_pivot(const Call *call, Py_ssize_t c) noexcept nogil:
+    """About what float64 is summed at first: the mean of a few values, as x0 + mean(x - x0), which is exact where they
+    are all equal.
+    """
+    cdef double tile[PIVOT]
+    cdef Py_ssize_t length = min(PIVOT, call.values), i
+    cdef const double *x = <const double *>read_tile(call.x, c, 0, length, sizeof(double), tile)
+    cdef double pivot = 0
+    for i in range(length):
+        pivot += x[i] - x[0]
+    pivot = x[0] + pivot/length
+    return pivot if isfinite(pivot) else 0.0
+
+
 cdef inline double tolerated_share(bint float64) noexcept nogil:
     """See statistics(). float32 values are summed with 29 bits to spare: 16 of them may be lost before it shows."""
     return 0.5 if float64 else 1 - 2.0**-16
