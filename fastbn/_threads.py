@@ -2,7 +2,8 @@
 
 A call uses one thread or the whole team, never a number between: changing the size of a team costs up to a millisecond.
 The team is what `set_num_threads` or FASTBN_NUM_THREADS said; else what OpenMP would use (OMP_NUM_THREADS,
-threadpoolctl), but no more than the processors that this process may run on and than its cgroup's quota pays for.
+threadpoolctl), but no more than the processors that this process may run on, or that OpenMP's threads are bound to, and
+than its cgroup's quota pays for.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _checked(n: object, name: str) -> int:
 
 
 def _granted() -> int:
-    """Processors that this process may use: affinity, and the cgroup's quota rounded up."""
+    """Processors that this process may use: affinity or OpenMP's binding, and the cgroup's quota rounded up."""
     try:
         processors = _core.bound_processors() or len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

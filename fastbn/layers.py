@@ -269,7 +269,8 @@ class BatchNorm:
         dy : array_like
             Gradient of y: the shape and dtype of the last x.
         out : ndarray, optional
-            Takes dx, as in `batch_norm_backward`; may be dy. After a forward with a residual a pair.
+            Takes dx, as in `batch_norm_backward`; may be dy, but no parameter or its gradient. After a forward with a
+            residual a pair.
 
         Returns
         -------

@@ -152,6 +152,14 @@ def test_a_wrong_contender_has_no_ratio_and_is_named(monkeypatch):
     assert report.wrong([result, *others]) == [f"not timed: NumPy formula, {SMALL}: off"]
 
 
+@pytest.mark.parametrize("time", [command.time_shapes, command.time_kinds, command.time_fusions, command.time_small])
+def test_every_race_of_the_command_names_who_was_wrong(time, monkeypatch):
+    monkeypatch.setattr(race, "Racer", FakeRacer)
+    said = report.Report()
+    time(said, [SMALL], 2)
+    assert said.lines.count(f"not timed: NumPy formula, {SMALL}: off") == 1
+
+
 def test_what_is_moved_stands_beside_the_memory():
     """x and the residual are read and y written; in steps x and y, y, the residual and y, y and y."""
     case = replace(SMALL, activation="relu", residual=True)
