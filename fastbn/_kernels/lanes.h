@@ -177,26 +177,54 @@ LANES_FUNCTION(lanes_last, (lanes_t x, intptr_t n), PART)
 static inline void lanes_store(double *p, lanes_t x) { EACH_PART(PART) }
 #undef PART
 
-/* The sum of s and that of t, each as a tree: lanes 8 apart first, then 4, 2, 1. */
-static inline void lanes_sums(lanes_t s, lanes_t t, double *s_sum, double *t_sum) {
+/* The sums of lanes, as trees: lanes 8 apart are added first, then 4, 2, 1. The first half of a tree leaves four numbers.
+   Its additions wait for each other, so a loop over channels leaves the other half to one behind it. */
+typedef struct { double s[4], t[4]; } fours_t;
+static inline fours_t lanes_fours(lanes_t s, lanes_t t) {
+    fours_t r;
 #if defined(__AVX__)
-    __m256d s4 = _mm256_add_pd(_mm256_add_pd(s.a, s.c), _mm256_add_pd(s.b, s.d));
-    __m256d t4 = _mm256_add_pd(_mm256_add_pd(t.a, t.c), _mm256_add_pd(t.b, t.d));
-    __m256d st = _mm256_add_pd(_mm256_permute2f128_pd(s4, t4, 0x20), _mm256_permute2f128_pd(s4, t4, 0x31));
-    st = _mm256_hadd_pd(st, st);
-    *s_sum = _mm256_cvtsd_f64(st);
-    *t_sum = _mm_cvtsd_f64(_mm256_extractf128_pd(st, 1));
+    _mm256_storeu_pd(r.s, _mm256_add_pd(_mm256_add_pd(s.a, s.c), _mm256_add_pd(s.b, s.d)));
+    _mm256_storeu_pd(r.t, _mm256_add_pd(_mm256_add_pd(t.a, t.c), _mm256_add_pd(t.b, t.d)));
 #else
-    double v[2][16];
-    int apart, k, i;
-    lanes_store(v[0], s);
-    lanes_store(v[1], t);
-    for (apart = 8; apart > 0; apart /= 2)
-        for (i = 0; i < 2; i++)
-            for (k = 0; k < apart; k++)
-                v[i][k] += v[i][k + apart];
-    *s_sum = v[0][0];
-    *t_sum = v[1][0];
+    double v[16], w[16];
+    int k;
+    lanes_store(v, s);
+    lanes_store(w, t);
+    for (k = 0; k < 4; k++) {
+        r.s[k] = (v[k] + v[k + 8]) + (v[k + 4] + v[k + 12]);
+        r.t[k] = (w[k] + w[k + 8]) + (w[k + 4] + w[k + 12]);
+    }
 #endif
+    return r;
+}
+
+#if defined(__AVX__)
+/* Lanes 2 apart: two numbers are left of s, then two of t. */
+static inline __m256d fours_twos(const fours_t *f) {
+    __m256d s = _mm256_loadu_pd(f->s), t = _mm256_loadu_pd(f->t);
+    return _mm256_add_pd(_mm256_permute2f128_pd(s, t, 0x20), _mm256_permute2f128_pd(s, t, 0x31));
+}
+#endif
+
+/* The sums of s and those of t, of n channels. */
+static inline void fours_sums(const fours_t *fours, intptr_t n, double *s_of, double *t_of) {
+    intptr_t k = 0;
+#if defined(__AVX__)
+    for (; k + 2 <= n; k += 2) {
+        __m256d both = _mm256_hadd_pd(fours_twos(fours + k), fours_twos(fours + k + 1));
+        _mm_storeu_pd(s_of + k, _mm256_castpd256_pd128(both));
+        _mm_storeu_pd(t_of + k, _mm256_extractf128_pd(both, 1));
+    }
+#endif
+    for (; k < n; k++) {
+        const double *s = fours[k].s, *t = fours[k].t;
+        s_of[k] = (s[0] + s[2]) + (s[1] + s[3]);
+        t_of[k] = (t[0] + t[2]) + (t[1] + t[3]);
+    }
+}
+
+static inline void lanes_sums(lanes_t s, lanes_t t, double *s_sum, double *t_sum) {
+    fours_t fours = lanes_fours(s, t);
+    fours_sums(&fours, 1, s_sum, t_sum);
 }
 #endif

@@ -153,9 +153,10 @@ cdef void sums_of_neighbours(const Place *first, const Steps *sample, const Step
 cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                            Py_ssize_t rows, Py_ssize_t length, const Centers *about, double *s_of, double *t_of,
                            const stored *typed, const summed *of) noexcept nogil:
-    """The sums of some channels, of `rows` rows each. The neighbour's are asked for meanwhile."""
+    """The sums of some channels, at most TOGETHER, of `rows` rows each. The neighbour's are asked for meanwhile."""
     cdef lanes_t s, t, center
     cdef Coefficients own
+    cdef fours_t fours[TOGETHER]
     cdef Py_ssize_t k
     cdef Place channel = first[0]
     own.act = about.act
@@ -165,5 +166,6 @@ cdef void sums_of_channels(const Place *first, const Steps *sample, const Steps 
         s = t = lanes_all(0)
         center = lanes_all(about.center[k])
         add_rows(&channel, neighbour, sample, rows, length, center, &own, False, typed, of, &s, &t)
-        lanes_sums(s, t, &s_of[k], &t_of[k])
+        fours[k] = lanes_fours(s, t)
         channel = moved(&channel, neighbour)
+    fours_sums(fours, channels, s_of, t_of)

@@ -235,19 +235,18 @@ cdef inline bint choose_floats(const Call *call, Py_ssize_t c, Py_ssize_t count,
     """The numbers with which float32 computes; whether some are `wide`.
 
     Nearly always float32 has room for all numbers of all channels, which is seen at a glance: by a sum and a product
-    that are not too large and two factors that are not too small. (What passes here passes find_wide() too, to the last
-    digit: a channel does not know those beside it.)
+    that are not too large and two factors that are not too small, with a factor of 2 to spare. (What passes here passes
+    find_wide() too: a channel does not know those beside it.)
     """
-    cdef double slope = call.act.slope, values = call.count if call.backward else call.values, low, size
-    cdef double factor, other
-    cdef double steep = max(slope, 1.0), gentle = slope if 0 < slope < 1 else 1.0
+    cdef double slope = call.act.slope, values = call.count if call.backward else call.values, low, factor, other
+    cdef double largest = 2.0**(ROOM - 1)/max(slope, 1.0), farthest = 2.0**(2*ROOM - 1)/values
+    cdef double smallest = 2.0**(1 - ROOM)/(slope if 0 < slope < 1 else 1.0)
     cdef Py_ssize_t k, fit = 0
     for k in range(count):
         low = added_in_float32(origin[k], add[k], by_x[k])
         factor, other = fabs(mul[k]), fabs(by_x[k])
-        size = (factor + fabs(low))*steep + (other + fabs(origin[k]))
-        fit += ((size <= 2.0**ROOM) & (other*other*(var[k]*values) <= 2.0**(2*ROOM))
-                & ((factor*gentle >= 2.0**-ROOM) | (factor == 0)) & ((other >= 2.0**-ROOM) | (other == 0)))
+        fit += (((factor + fabs(low)) + (other + fabs(origin[k])) <= largest) & (other*other*var[k] <= farthest)
+                & ((factor >= smallest) | (factor == 0)) & ((other >= smallest) | (other == 0)))
         to.center32[k], to.mul32[k] = <float>origin[k], <float>mul[k]
         to.add32[k], to.by_x32[k] = <float>low, <float>by_x[k]
     if slope != 1:
