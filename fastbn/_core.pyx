@@ -10,7 +10,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
@@ -523,6 +523,7 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     cdef View x_view, dy_view, out_view, y_view, dresidual_view
     cdef Order order
     cdef Py_ssize_t scratch
+    cdef char *memory = NULL
     cdef cnp.ndarray a
     call.x = call.dy = call.out = call.y = call.dresidual = NULL
     for a in (order_of, x, dy, out, y, dresidual):
@@ -550,12 +551,13 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     call.stores = stores_of(call, order)
     scratch = scratch_bytes(call, order)
     if scratch:
-        call.scratch = <char *>PyMem_Malloc(scratch)
-        if call.scratch == NULL:
+        memory = <char *>PyMem_Malloc(scratch + CACHE_LINE)
+        if memory == NULL:
             raise MemoryError(f"fastbn: no memory for {scratch} bytes of scratch")
+        call.scratch = memory + -<uintptr_t>memory % CACHE_LINE
     with nogil:
         KERNELS.run(call, order)
-    PyMem_Free(call.scratch)
+    PyMem_Free(memory)
     call.scratch = NULL     # a call may run more than once
     return 0
 

@@ -45,6 +45,11 @@ cdef extern from "lanes.h":
     lanes_t lanes_leak(lanes_t dy, lanes_t x, lanes_t low, lanes_t high, double slope) noexcept nogil
     lanes_t lanes_leak_above_0(lanes_t dy, lanes_t y, double slope) noexcept nogil
     void lanes_sums(lanes_t s, lanes_t t, double *s_sum, double *t_sum) noexcept nogil
+    ctypedef struct Lanes:
+        double s[LANES]
+        double t[LANES]
+    ctypedef struct sums_line_t:
+        double sums[LANES]
     ctypedef struct fours_t:
         pass
     fours_t lanes_fours(lanes_t s, lanes_t t) noexcept nogil

@@ -351,7 +351,7 @@ cdef void results_of_spans(const Place *first, const Steps *step, Py_ssize_t cou
 # One streams to memory while the other reads from it: apart, each would leave half of the memory system idle.
 
 cdef enum:
-    LINE_BY_LINE = 96       # values of a short row, from which on a forward goes line by line
+    LINE_BY_LINE = 96       # values of a short row, from which on see goes_line_by_line()
     JOIN_AHEAD = 1024       # values of a residual in longer rows, from what is added to what is asked for
 
 
@@ -408,15 +408,23 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
     return i
 
 
+cdef inline Py_ssize_t sweep_past(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
+                                  const Carry *carry, const Place *at, const Place *soon, lanes_t center,
+                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
+                                  lanes_t *t) noexcept nogil:
+    """The whole lines of a row, past the cache."""
+    if carry.holds and is_light(typed, what):
+        return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, typed, what, s, t)
+
+
 cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                  const Carry *carry, const Place *at, const Place *soon, lanes_t center,
                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
                                  lanes_t *t) noexcept nogil:
     """The whole lines of a row, in the loop that this call wants: a backward is always past the cache."""
     if not is_forward(what) or carry.past:
-        if carry.holds and is_light(typed, what):
-            return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, typed, what, s, t)
-        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, typed, what, s, t)
+        return sweep_past(out, i, length, own, carry, at, soon, center, z, typed, what, s, t)
     if carry.near and carry.asks:
         return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, True, typed, what, s, t)
     if carry.near:
@@ -426,24 +434,28 @@ cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t leng
     return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, False, typed, what, s, t)
 
 
-cdef Py_ssize_t streamed_length(const Place *at, Py_ssize_t i, Py_ssize_t length, const stored *typed) noexcept nogil:
+cdef inline Py_ssize_t streamed_length(const Place *at, Py_ssize_t i, Py_ssize_t length,
+                                       const stored *typed) noexcept nogil:
     """Up to where the lines of a row from value i on may be streamed: of a half type, which is streamed by half lines,
     not a last one that shares its line with what is owed behind it.
 
     An ordinary store into a line of which a half was just streamed waits for memory (Zen 4: 190 ns).
     """
     cdef Py_ssize_t end = i + (length - i)//LANES*LANES
-    if i < end < length and <uintptr_t>(<stored *>at.out + end) % 64 == 32:
+    if is_half(typed) and i < end < length and <uintptr_t>(<stored *>at.out + end) % 64 == 32:
         return length - LANES
     return length
 
 
-cdef void store_line_of(const Place *at, Py_ssize_t i, const Coefficients *own, const stored *typed,
+cdef void store_line_of(Place at, Py_ssize_t i, const Numbers *f, const stored *typed,
                         const formula *what) noexcept nogil:
-    """LANES results from value i on, by ordinary stores."""
-    cdef Place here = shifted(at, i*<Py_ssize_t>sizeof(stored))
-    here = needed(&here, what)
-    store_few(&here, LANES, own, typed, what)
+    """LANES results from value i on, by ordinary stores. (Nothing is taken by address that the loops before it use:
+    compilers would read it again after each store.)
+    """
+    cdef Coefficients own = coefficients(f, 0, typed, what)
+    at = shifted(&at, i*<Py_ssize_t>sizeof(stored))
+    at = needed(&at, what)
+    store_few(&at, LANES, &own, typed, what)
 
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
@@ -462,16 +474,14 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         start = stream_first(&out, &own, carry, typed, what)
         if is_forward(what):    # a residual: of this row; where rows are short, of the channel that is due next
             soon.dy = at.dy if length <= JOIN_AHEAD else out.dy + (start + JOIN_AHEAD)*<Py_ssize_t>sizeof(stored)
-        i = sweep_row(&out, start, streamed_length(&out, start, length, typed) if stored is float16_t else length,
-                      &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
+        i = sweep_row(&out, start, streamed_length(&out, start, length, typed), &own, carry, &at, &soon, center, &z,
+                      typed, what, &s, &t)
         k = i - start
-        if stored is float16_t and i + LANES <= length:     # (in bfloat16 all other rows would take 1.15 times as long)
-            store_line_of(&out, i, &own, typed, what)
-            add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
+        if is_half(typed) and i + LANES <= length:
+            store_line_of(out, i, f, typed, what)
             i += LANES
-            k += LANES
         owe(carry, &out, length, length - i, f, 0, typed, what)
-        if k + LANES <= length:     # one more than there were whole lines of results
+        while k + LANES <= length:      # one or two more than whole lines of results were streamed
             add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
             ask_beside(&soon, k, True, typed, what)
             k += LANES
@@ -487,13 +497,19 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
     lanes_store(folds.lanes.t, t)
 
 
+cdef inline bint goes_line_by_line(Py_ssize_t length, const formula *what) noexcept nogil:
+    """Whether results and sums of short rows take turns line by line, not row by row. Other formulas need more
+    registers than there are; shorter rows have too few lines.
+    """
+    return length >= LINE_BY_LINE and (is_forward(what) or formula is Gradient)
+
+
 cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                                          const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
                                          const Center *about, Lanes *lanes, Py_ssize_t stride, const stored *typed,
                                          const formula *what) noexcept nogil:
-    """The same for a short row of each of `count` neighbours: row by row, since line by line needs more registers than
-    there are. (Of longer rows in a forward, which needs the fewest, the lines still gain more than that costs.) What a
-    channel's sums are taken about and added to stands `stride` bytes from that of the next.
+    """The same for a short row of each of `count` neighbours. What a channel's sums are taken about and added to stands
+    `stride` bytes from that of the next.
     """
     cdef Coefficients own, last, z
     cdef lanes_t s, t, center
@@ -515,20 +531,18 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
             i = share_line(&out, &last, &own, True, typed, what)
         else:
             i = stream_first(&out, &own, carry, typed, what)
-        if is_forward(what) and length >= LINE_BY_LINE:
+        if goes_line_by_line(length, what):
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_lines(&out, i, length, &own, &at, &soon, center, &z, True, False, False, False, typed, what, &s,
-                            &t)
+            i = sweep_past(&out, i, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
             k = i - start
-            lanes_store(lanes.s, s)
-            lanes_store(lanes.t, t)
-        while i <= rest:
-            stream_some(&out, i, &own, True, typed, what)
-            i += LANES
+        else:
+            while i <= rest:
+                stream_some(&out, i, &own, True, typed, what)
+                i += LANES
+            s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         if not joined or channel + 1 == count:
             owe(carry, &out, length, length - i, f, channel, typed, what)
-        s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
         while k <= rest:
             add_beside(&at, k, 0, center, &z, typed, what, &s, &t)
             ask_beside(&soon, k, True, typed, what)

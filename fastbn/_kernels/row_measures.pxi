@@ -30,8 +30,12 @@ cdef struct Strip:
     const Table *table
     Py_ssize_t column, width
     bint far
-    double s[ROW_TILE + 2*LANES]    # a line before the first column, and one behind the last
-    double t[ROW_TILE + 2*LANES]
+    sums_line_t s[TILE_LINES + 2]      # LANES before the first column, and some behind the last
+    sums_line_t t[TILE_LINES + 2]
+
+
+cdef inline double *first_column(sums_line_t *of) noexcept nogil:
+    return of[1].sums
 
 
 cdef void clear_strip(Strip *strip) noexcept nogil:
@@ -56,7 +60,7 @@ cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t places,
         else:
             at[k] = place_of_run(table, rows[k]*table.width + strip.column, width, x_tile[k], dy_tile[k], y_tile[k])
     about.center, about.f, about.column = table.center + strip.column, &table.columns, strip.column
-    sum(at, places, &table.row, count, width, ahead, &about, strip.s + LANES, strip.t + LANES, NULL, NULL)
+    sum(at, places, &table.row, count, width, ahead, &about, first_column(strip.s), first_column(strip.t), NULL, NULL)
 
 
 cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
@@ -77,7 +81,7 @@ cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, cons
         sum_some_rows(strip, rows, STREAMS, some, strip.width)
         i += some
         if i*STREAMS % ROW_CHUNK == 0:
-            add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
+            add_to_columns(sums, strip.column, first_column(strip.s), first_column(strip.t), strip.width, first)
             first = False
             clear_strip(strip)
     for k in range(begin + part*STREAMS, end):
@@ -86,7 +90,7 @@ cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, cons
             width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)
         if width > 0:
             sum_some_rows(strip, &k, 1, 1, width)
-    add_to_columns(sums, strip.column, strip.s + LANES, strip.t + LANES, strip.width, first)
+    add_to_columns(sums, strip.column, first_column(strip.s), first_column(strip.t), strip.width, first)
 
 
 cdef void sum_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

@@ -1,7 +1,8 @@
 # A call on rows: its table of (rows, columns), what stands where in the scratch, and where rows are.
 
 cdef enum:
-    ROW_TILE = 2048             # columns that are summed together
+    TILE_LINES = 128            # lines of columns that are summed together
+    ROW_TILE = TILE_LINES*LANES
     SHARED_TILE = 512           # where there are threads to share them
     GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
     RESULT_TILE = 1024          # columns whose coefficients stay in a first-level cache

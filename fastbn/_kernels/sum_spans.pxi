@@ -1,9 +1,5 @@
 # Sums over spans: runs of values of one channel.
 
-cdef struct Lanes:
-    double s[LANES]
-    double t[LANES]
-
 
 cdef struct Center:             # what sums are taken about, and where there is an activation where that changes
     double center

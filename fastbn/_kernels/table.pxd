@@ -23,6 +23,7 @@ cdef enum Stores:       # how results are written
 cdef enum:
     MAX_AXES = 64       # NumPy's own limit
     LANES = 16          # partial sums side by side in every reduction
+    CACHE_LINE = 64     # bytes
     CHUNK = 512         # values of a tile
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     SHORTEST = 16       # planes of fewer values are gathered before anything is done with them
@@ -138,7 +139,7 @@ cdef struct Call:
     double eps
     double count            # values per channel behind the statistics and the sums
     int threads
-    char *scratch           # scratch_bytes()
+    char *scratch           # scratch_bytes(), from where a cache line begins
 
 
 cdef struct Kernels:
@@ -227,8 +228,13 @@ cdef inline Gate *gates_of(const Call *call) noexcept nogil:
     return <Gate *>call.scratch
 
 
+cdef inline Py_ssize_t bytes_of_gates(const Call *call, Py_ssize_t channels) noexcept nogil:
+    """Of so many channels, up to where a cache line begins."""
+    return (channels*<Py_ssize_t>sizeof(Gate) + CACHE_LINE - 1)//CACHE_LINE*CACHE_LINE if has_gates(call) else 0
+
+
 cdef inline char *after_gates(const Call *call) noexcept nogil:
-    return <char *>(gates_of(call) + (call.channels if has_gates(call) else 0))
+    return call.scratch + bytes_of_gates(call, call.channels)
 
 
 cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:
@@ -245,7 +251,7 @@ cdef inline Py_ssize_t part_of_channels(const Call *call, Order order) noexcept 
 
 cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Order order) noexcept nogil:
     """Gates and coefficients of so many channels; on rows also of columns, a centre, and sums of all blocks."""
-    cdef Py_ssize_t rows, columns, gates = channels*<Py_ssize_t>sizeof(Gate) if has_gates(call) else 0
+    cdef Py_ssize_t rows, columns, gates = bytes_of_gates(call, channels)
     cdef Py_ssize_t each = NUMBERS*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
         return gates + (0 if goes_by_groups(call) else each)
