@@ -103,8 +103,8 @@ cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
 
 
 cdef inline bint is_held_back(const Plan *plan) noexcept nogil:
-    """Short rows of float32 hold a forward back more by themselves: it needs less. (Zen 4: 14x14 of 50 MB would take
-    1.09 times as long, of 200 MB takes .88.)
+    """Whether results are held back: in a forward on short rows of float32 only where there are more bytes. (Zen 4,
+    14x14: of 50 MB it would take 1.09 times as long, of 200 MB it takes .88.)
     """
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
