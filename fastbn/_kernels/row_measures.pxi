@@ -30,7 +30,7 @@ cdef struct Strip:
     const Table *table
     Py_ssize_t column, width
     bint far
-    sums_line_t s[TILE_LINES + 2]      # LANES before the first column, and some behind the last
+    sums_line_t s[TILE_LINES + 2]   # LANES before the first column, and some behind the last
     sums_line_t t[TILE_LINES + 2]
 
 
