@@ -17,7 +17,7 @@ cdef enum:
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
-    SHORT_HELD_BACK = 96 << 20      # bytes of all arrays, see is_held_back()
+    SHORT_HELD_BACK = 96 << 20      # bytes, see held_back_from()
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache
 
@@ -102,15 +102,13 @@ cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
             and bytes_of_arrays(call, plan.loops.itemsize) <= LAST_LEVEL)
 
 
-cdef inline bint is_held_back(const Plan *plan) noexcept nogil:
-    """Whether results are held back: in a forward on short rows of float32 only where there are more bytes. (Zen 4,
-    14x14: of 50 MB it would take 1.09 times as long, of 200 MB it takes .88.)
+cdef inline Py_ssize_t held_back_from(const Plan *plan) noexcept nogil:
+    """From how many bytes on results are held back: from more in a forward on short rows of float32. (Zen 4, 14x14: of
+    50 MB it would take 1.09 times as long, of 200 MB it takes .88.)
     """
-    cdef const Call *call = plan.call
-    cdef Py_ssize_t itemsize = plan.loops.itemsize
-    if plan.rows_in_turn and not call.backward and itemsize == sizeof(float):
-        return holds_back(call, itemsize) and bytes_of_arrays(call, itemsize) >= SHORT_HELD_BACK
-    return holds_back(call, itemsize)
+    if plan.rows_in_turn and not plan.call.backward and plan.loops.itemsize == sizeof(float):
+        return SHORT_HELD_BACK
+    return HELD_BACK
 
 
 cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
@@ -151,7 +149,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.group = min(TOGETHER if plan.whole and not plan.by_lines else GROUP, max(1, group_bytes//channel_bytes))
     if plan.by_lines and plan.plane >= SHORT:
         plan.group = 1
-    plan.holds = is_held_back(&plan)
+    plan.holds = holds_back(call, plan.loops.itemsize, held_back_from(&plan))
     plan.near = plan.segments > 0 and plan.by_lines and call.stores == WHOLE_LINES
     plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)
     plan.further = SOON if plan.near else LATER if plan.ahead == 0 else 0

@@ -8,7 +8,7 @@ cdef enum:
 
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
     """Values before the first whole cache line."""
-    return min(length, <Py_ssize_t>(-<uintptr_t>out % 64//sizeof(stored)))
+    return min(length, <Py_ssize_t>(-<uintptr_t>out % CACHE_LINE//sizeof(stored)))
 
 
 cdef void compute_wide(const Place *at, const Columns *f, Py_ssize_t column, const stored *typed,

@@ -145,7 +145,7 @@ cdef inline void begin_carry(Carry *carry, const Call *call, bint holds, bint ne
 
 
 cdef inline void ask_for_end(const char *end) noexcept nogil:
-    if <uintptr_t>end % 64 != 0:
+    if <uintptr_t>end % CACHE_LINE != 0:
         prefetch_line(end)
 
 
@@ -442,7 +442,7 @@ cdef inline Py_ssize_t streamed_length(const Place *at, Py_ssize_t i, Py_ssize_t
     An ordinary store into a line of which a half was just streamed waits for memory (Zen 4: 190 ns).
     """
     cdef Py_ssize_t end = i + (length - i)//LANES*LANES
-    if is_half(typed) and i < end < length and <uintptr_t>(<stored *>at.out + end) % 64 == 32:
+    if is_half(typed) and i < end < length and <uintptr_t>(<stored *>at.out + end) % CACHE_LINE == 32:
         return length - LANES
     return length
 

@@ -73,7 +73,7 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
     table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size
-    table.columns.holds = holds_back(call, itemsize)
+    table.columns.holds = holds_back(call, itemsize, HELD_BACK)
     table.columns.ahead = table.width if table.by_tiles and table.flat else CHUNK   # of tiles, to the next row
     table.columns.width = table.width
     table.columns.channels = call.channels

@@ -185,9 +185,9 @@ cdef inline Py_ssize_t bytes_of_arrays(const Call *call, Py_ssize_t itemsize) no
     return call.channels*call.values*itemsize*arrays
 
 
-cdef inline bint holds_back(const Call *call, Py_ssize_t itemsize) noexcept nogil:
-    """Whether results are held back (see hold_back())."""
-    return call.stores == PAST_CACHE and bytes_of_arrays(call, itemsize) >= HELD_BACK
+cdef inline bint holds_back(const Call *call, Py_ssize_t itemsize, Py_ssize_t least) noexcept nogil:
+    """Whether results are held back (see hold_back()), where there are so many bytes at least."""
+    return call.stores == PAST_CACHE and bytes_of_arrays(call, itemsize) >= least
 
 
 cdef inline Py_ssize_t common_run(const Call *call, Py_ssize_t itemsize) noexcept nogil:
@@ -210,9 +210,9 @@ cdef inline bint share_lines(const View *a, const View *b) noexcept nogil:
     cdef int axis
     if a == NULL or b == NULL:
         return True
-    if (a.data - b.data) % 64 != 0 or (a.channel - b.channel) % 64 != 0 or a.axes != b.axes:
+    if (a.data - b.data) % CACHE_LINE != 0 or (a.channel - b.channel) % CACHE_LINE != 0 or a.axes != b.axes:
         return False
     for axis in range(a.axes):
-        if a.shape[axis] != b.shape[axis] or (a.step[axis] - b.step[axis]) % 64 != 0:
+        if a.shape[axis] != b.shape[axis] or (a.step[axis] - b.step[axis]) % CACHE_LINE != 0:
             return False
     return True
