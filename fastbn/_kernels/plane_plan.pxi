@@ -9,7 +9,9 @@ cdef enum:
     ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
     SOON = 2048             # bytes, the same where that is near
-    GROUP_BYTES = 204800    # what a group may take of each array; one channel may take more
+    GROUP_BYTES = 204800    # what a group may take of all arrays that are read, and one that goes alone twice over, ...
+    SHORT_RUN = 3072        # ... unless that is less of a row than this, ...
+    LONG_RUN = 6400         # ... when it takes so much, or twice over
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
@@ -120,11 +122,28 @@ cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexc
     return max(1, min(IN_ONE_GO//plan.plane, at_once//arrays))
 
 
+cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
+    """How many channels go side by side: as many as a second-level cache keeps until they get their results, next to the
+    group before them unless they go alone.
+
+    If these are so few that memory would be read in short runs, it matters more that they are not, where many samples
+    make channels large. (Zen 4: 256 samples of 14x14 or 7x7 take .4 to .7 of the time.)
+    """
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t itemsize = plan.loops.itemsize, row = call.plane*itemsize, many
+    cdef bint alone = plan.apart or not plan.by_lines
+    if plan.by_lines and plan.plane >= SHORT:
+        return 1
+    many = (GROUP_BYTES << alone)//(arrays*call.values*itemsize)
+    if many*row < SHORT_RUN << alone:
+        many = (LONG_RUN << alone)//row
+    return max(1, min(many, TOGETHER if plan.whole and not plan.by_lines else GROUP))
+
+
 cdef Plan make_plan(const Call *call) noexcept nogil:
     """(In this order: each step reads what those before it have set.)"""
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
-    cdef Py_ssize_t group_bytes = GROUP_BYTES
     cdef bint steady = one_step(call)
     cdef Py_ssize_t arrays = (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)    # that are read
     cdef Py_ssize_t summed = arrays if call.backward else 1
@@ -144,11 +163,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.in_one_go = most_in_one_go(&plan, summed) if steady else 1
     plan.apart = goes_apart(&plan)      # not by sums of whole channels then: they gain less, or nothing
     plan.whole = plan.folds == 1 and plan.even and not plan.apart and not is_scattered(&plan, summed)
-    if call.y != NULL:      # five arrays share the cache, not two or three
-        group_bytes //= 2
-    plan.group = min(TOGETHER if plan.whole and not plan.by_lines else GROUP, max(1, group_bytes//channel_bytes))
-    if plan.by_lines and plan.plane >= SHORT:
-        plan.group = 1
+    plan.group = channels_of_a_group(&plan, arrays)
     plan.holds = holds_back(call, plan.loops.itemsize, held_back_from(&plan))
     plan.near = plan.segments > 0 and plan.by_lines and call.stores == WHOLE_LINES
     plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)

@@ -99,15 +99,18 @@ cdef void sweep_sample(Channel *channels, Py_ssize_t count, Py_ssize_t row) noex
     """Add a sample's row of each channel to its lanes; the rows of those that are due get their results."""
     cdef const Plan *plan = channels.plan
     cdef const Due *due = channels.due
+    cdef Py_ssize_t both = min(count, due.count)
     cdef Place due_at = row_of(plan.call, due.c, row), at = row_of(plan.call, channels.c, row)
     cdef Place soon = place_ahead(plan, channels.c, row, 0)
     cdef Steps ahead = distance(&at, &soon)
     cdef Place following = moved(&due_at, &plan.sample)
     ask_for_ends(&following, due.count*plan.plane*plan.loops.itemsize, plan.call.dresidual != NULL)
-    plan.loops.sweep_neighbours(&due_at, &plan.neighbour, count, plan.plane, &due.numbers, due.carry, &at, &ahead,
+    plan.loops.sweep_neighbours(&due_at, &plan.neighbour, both, plan.plane, &due.numbers, due.carry, &at, &ahead,
                                 &channels.about, &channels.lanes, sizeof(Channel), NULL, NULL)
-    if due.count > count:   # a last group of fewer channels than the one before
-        apply_to_rows(due, count, row, row + 1)
+    if due.count > both:    # groups differ, where they end with a line and at the end
+        apply_to_rows(due, both, row, row + 1)
+    if count > both:
+        sum_neighbours_of(&channels[both], count - both, row, 1, &soon)
 
 
 cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py_ssize_t end) noexcept nogil:

@@ -22,6 +22,18 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     due.plan.loops.put_owed(&carry, NULL, NULL)
 
 
+cdef inline Py_ssize_t next_group(const Plan *plan, Py_ssize_t c, Py_ssize_t end) noexcept nogil:
+    """How many channels go side by side from channel c on. Of whole lines a group takes a few less, if its results then
+    end where a line does: else each of its rows, and of the next group's, would write a part of one.
+    """
+    cdef Py_ssize_t k, count = min(plan.group, end - c)
+    if plan.by_lines and c + count < end:
+        for k in range(count, count//2, -1):
+            if <uintptr_t>address(plan.call.out, c + k, 0) % CACHE_LINE == 0:
+                return k
+    return count
+
+
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
     """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
 
@@ -40,7 +52,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
         due[turn].plan, due[turn].carry = plan, carry
         due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
     while c < end:
-        count = min(plan.group, end - c)
+        count = next_group(plan, c, end)
         if not call.measure:
             count = min(TOGETHER, end - c)
         elif plan.whole and ready == NULL:
