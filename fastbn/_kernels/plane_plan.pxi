@@ -32,7 +32,8 @@ cdef struct Plan:
     Py_ssize_t rows             # of a channel, one per sample
     Py_ssize_t segments         # folds of a row; 0: folds are made of rows
     Py_ssize_t per_fold         # values of a segment, or rows of a fold
-    Py_ssize_t piece            # values that are gathered at once; else a whole fold
+    Py_ssize_t piece            # values that are gathered at once, ...
+    Py_ssize_t beside           # ... of so many channels; else a whole fold of one
     Py_ssize_t folds, blocks    # of a channel
     Py_ssize_t run              # length of the runs that all arrays have in place; 0: some must be gathered
     Py_ssize_t group            # channels that go side by side: one, where long rows are written by whole lines
@@ -196,7 +197,9 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
     if plane < SHORTEST:                # as one long row
         plane = plan.call.values
         plan.rows = 1
-    plan.piece = FOLD if plan.run == plane else CHUNK
+    plan.piece, plan.beside = FOLD if plan.run == plane else CHUNK, 1
+    if plan.run != plane and plan.call.plane < SHORTEST:
+        plan.piece, plan.beside = TILE_BYTES//plan.loops.itemsize, BESIDE
     plan.piece = part_length(min(plane, part_length(plane, FOLD)), plan.piece)
     plan.segments = 0
     if plane > FOLD:

@@ -17,17 +17,30 @@ cdef struct Tiles:
     double y[CHUNK]
 
 
-cdef Place gathered(const Plan *plan, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length,
+cdef Place gathered(const Plan *plan, Py_ssize_t c, Py_ssize_t count, Py_ssize_t position, Py_ssize_t length,
                     Tiles *tiles) noexcept nogil:
-    """Where values of a channel are to be read: in place, or in the tiles."""
+    """Where values of some channels are to be read: in place, or in the tiles."""
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
     cdef Place at
-    at.x = read_tile(call.x, c, position, length, itemsize, tiles.x)
-    at.dy = read_tile(call.dy, c, position, length, itemsize, tiles.dy)
-    at.y = read_tile(call.y, c, position, length, itemsize, tiles.y)
+    at.x = read_tiles(call.x, c, count, position, length, itemsize, tiles.x)
+    at.dy = read_tiles(call.dy, c, count, position, length, itemsize, tiles.dy)
+    at.y = read_tiles(call.y, c, count, position, length, itemsize, tiles.y)
     at.out = at.dresidual = NULL
     return at
+
+
+cdef Steps to_gathered(const Plan *plan, Py_ssize_t position, Py_ssize_t length) noexcept nogil:
+    """From there to the same values of the next channel."""
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t itemsize = plan.loops.itemsize
+    cdef Steps step
+    step.x = step_of_tiles(call.x, position, length, itemsize)
+    step.dy = step_of_tiles(call.dy, position, length, itemsize)
+    step.y = step_of_tiles(call.y, position, length, itemsize)
+    step.out = step_of_tiles(call.out, position, length, itemsize)
+    step.dresidual = step_of_tiles(call.dresidual, position, length, itemsize)
+    return step
 
 
 # ---- results
@@ -43,12 +56,13 @@ cdef void apply_to_rows(const Due *due, Py_ssize_t first, Py_ssize_t row, Py_ssi
         row += 1
 
 
-cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """y or dx of the values begin..end of a channel."""
+cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t count, Py_ssize_t begin,
+                          Py_ssize_t end) noexcept nogil:
+    """y or dx of the values begin..end of `count` channels: of one, where they need not be gathered."""
     if due.plan.run >= SHORTEST:
         apply_in_place(due, k, begin, end)
     else:
-        apply_to_tiles(due, k, begin, end)
+        apply_to_tiles(due, k, count, begin, end)
 
 
 cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -65,23 +79,25 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         start = 0
 
 
-cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t count, Py_ssize_t begin,
+                         Py_ssize_t end) noexcept nogil:
     """The same where some array has no runs worth the name: through tiles."""
     cdef Tiles tiles
-    cdef double out_tile[CHUNK]
-    cdef double dresidual_tile[CHUNK]
-    cdef const Call *call = due.plan.call
-    cdef const Loops *loops = &due.plan.loops
-    cdef Py_ssize_t c = due.c + k, itemsize = loops.itemsize, length
+    cdef double out_tiles[CHUNK]
+    cdef double dresidual_tiles[CHUNK]
+    cdef const Plan *plan = due.plan
+    cdef const Call *call = plan.call
+    cdef Py_ssize_t c = due.c + k, itemsize = plan.loops.itemsize, length
     cdef Place at
+    cdef Steps step
     while begin < end:
-        length = min(CHUNK, end - begin)
-        at = gathered(due.plan, c, begin, length, &tiles)
-        at.out = open_tile(call.out, c, begin, length, itemsize, out_tile)
-        at.dresidual = open_tile(call.dresidual, c, begin, length, itemsize, dresidual_tile)
-        loops.apply_spans(&at, &due.plan.neighbour, 1, length, &due.numbers, k, NULL, NULL, NULL)
-        close_tile(call.out, c, begin, length, itemsize, at.out, out_tile)
-        close_tile(call.dresidual, c, begin, length, itemsize, at.dresidual, dresidual_tile)
+        length = min(plan.piece, end - begin)
+        at, step = gathered(plan, c, count, begin, length, &tiles), to_gathered(plan, begin, length)
+        at.out = open_tiles(call.out, c, begin, length, itemsize, out_tiles)
+        at.dresidual = open_tiles(call.dresidual, c, begin, length, itemsize, dresidual_tiles)
+        plan.loops.apply_spans(&at, &step, count, length, &due.numbers, k, NULL, NULL, NULL)
+        close_tiles(call.out, c, count, begin, length, itemsize, at.out, out_tiles)
+        close_tiles(call.dresidual, c, count, begin, length, itemsize, at.dresidual, dresidual_tiles)
         begin += length
 
 
@@ -94,6 +110,8 @@ cdef void apply_all(const Due *due) noexcept nogil:
         return
     while position < plan.call.values:
         some = min(plan.piece, plan.call.values - position)
-        for k in range(due.count):
-            apply_to_values(due, k, position, position + some)
+        k = 0
+        while k < due.count:
+            apply_to_values(due, k, min(plan.beside, due.count - k), position, position + some)
+            k += plan.beside
         position += some

@@ -29,20 +29,32 @@ cdef inline Place place_ahead(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py
     return shifted(&at, start*plan.loops.itemsize + plan.further)
 
 
-cdef void sum_piece(Channel *channel, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
-                    Py_ssize_t length) noexcept nogil:
-    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results."""
+cdef void sum_gathered(Channel *channels, Py_ssize_t count, Py_ssize_t position, Py_ssize_t length) noexcept nogil:
+    """Add a piece of some channels to their lanes: one that some array has not in place."""
     cdef Tiles tiles
+    cdef const Plan *plan = channels.plan
+    cdef Place at = gathered(plan, channels.c, count, position, length, &tiles)
+    cdef Steps step = to_gathered(plan, position, length)
+    cdef Py_ssize_t k
+    for k in range(count):
+        sum_spans_of(&channels[k], &at, &at, 1, length)
+        at = moved(&at, &step)
+
+
+cdef void sum_piece(Channel *channel, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
+                    Py_ssize_t length) noexcept nogil:
+    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results. Where
+    they are gathered these are `count` channels.
+    """
     cdef const Plan *plan = channel.plan
     cdef Py_ssize_t i, where
     cdef Place at, soon
     if channel.due != NULL:
         for i in range(row, row + rows):
             where = due_row(plan, i)*plan.plane + start
-            apply_to_values(channel.due, 0, where, where + length)
+            apply_to_values(channel.due, 0, 1, where, where + length)
     if plan.run != plan.plane:
-        at = gathered(plan, channel.c, row*plan.plane + start, length, &tiles)
-        sum_spans_of(channel, &at, &at, 1, length)
+        sum_gathered(channel, count, row*plan.plane + start, length)
         return
     at = row_of(plan.call, channel.c, row)
     at = shifted(&at, start*plan.loops.itemsize)
@@ -217,8 +229,11 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint 
         while first < last:
             start = begin
             while start < end:
-                for k in range(count):
-                    sum_piece(&channels[k], first, rows, start, min(plan.piece, end - start))
+                k = 0
+                while k < count:
+                    sum_piece(&channels[k], min(plan.beside, count - k), first, rows, start,
+                              min(plan.piece, end - start))
+                    k += plan.beside
                 start += plan.piece
             first += rows
     for k in range(count):

@@ -18,7 +18,7 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     begin_carry(&carry, due.plan.call, False, False, False)
     if due.plan.by_lines:
         due.carry = &carry
-    apply_to_values(&due, 0, begin, end)
+    apply_to_values(&due, 0, 1, begin, end)
     due.plan.loops.put_owed(&carry, NULL, NULL)
 
 

@@ -55,7 +55,7 @@ cdef double first_pivot(const Call *call, Py_ssize_t c) noexcept nogil:
     """
     cdef double tile[PIVOT]
     cdef Py_ssize_t length = min(PIVOT, call.values), i
-    cdef const double *x = <const double *>read_tile(call.x, c, 0, length, sizeof(double), tile)
+    cdef const double *x = <const double *>read_tiles(call.x, c, 1, 0, length, sizeof(double), tile)
     cdef double pivot = 0
     for i in range(length):
         pivot += x[i] - x[0]
