@@ -3,6 +3,7 @@
 The rows of the tests come from a generator: each pair of options occurs together in at least one of them.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import (
@@ -187,3 +188,39 @@ def test_short_rows_whose_samples_have_two_steps():
     expected = fastbn.batch_norm_backward(plain_dy, plain_x, fastbn.batch_stats(plain_x))
     for array, same in zip(fastbn.batch_norm_backward(dy, x, stats, axis=2), expected, strict=True):
         assert array is same is None or array.tobytes() == same.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("length", range(2, 16))
+def test_tiny_planes(length, dtype):
+    """Those of some channels are gathered together, in parts of several sizes: just as values with gaps between them,
+    which are copied one by one.
+    """
+    x, dy, residual = (random_array((70, 21, length), np.float32, seed=k).astype(dtype) for k in range(3))
+    gamma, beta = np.random.default_rng(0).normal(size=(2, 21)).astype(np.float32)
+
+    def with_gaps(a):
+        apart = np.zeros((70, 21, 2 * length), dtype)[..., ::2]
+        apart[...] = a
+        return apart
+
+    def results(x, dy, residual):
+        act = {"activation": "relu"}
+        y, stats = fastbn.batch_norm(x, gamma, beta)
+        joined = fastbn.batch_norm(x, gamma, beta, residual=residual, **act)[0]
+        whole = fastbn.batch_norm_backward(dy, x, stats, gamma, beta)
+        both = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, residual=True, y=joined, **act)
+        found = {"y": y, "mean": stats.mean, "var": stats.var, "joined": joined, "dx": whole.dx}
+        found |= {"dgamma": whole.dgamma, "dbeta": whole.dbeta, "dx of both": both.dx, "dresidual": both.dresidual}
+        found["inference"] = fastbn.normalize(x, stats.mean, stats.var, gamma, beta)
+        return found
+
+    found = results(x, dy, residual)
+    assert differing(results(with_gaps(x), with_gaps(dy), with_gaps(residual)), found) == []
+    assert differing(results(x, with_gaps(dy), residual), found) == []
+    own = x.copy()
+    assert fastbn.batch_norm(own, gamma, beta, out=own)[0].tobytes() == found["y"].tobytes()
+    if dtype in (np.float32, np.float64):
+        stats = fastbn.BatchStats(70 * length, found["mean"], found["var"])
+        assert_stats(stats, x)
+        assert_y(found["y"], x, stats.mean, stats.var, gamma, beta, 1e-5)
