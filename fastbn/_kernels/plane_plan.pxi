@@ -9,9 +9,9 @@ cdef enum:
     ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
     LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
     SOON = 2048             # bytes, the same where that is near
-    GROUP_BYTES = 204800    # what a group may take of all arrays that are read, and one that goes alone twice over, ...
-    SHORT_RUN = 3072        # ... unless that is less of a row than this, ...
-    LONG_RUN = 6400         # ... when it takes so much, or twice over
+    GROUP_BYTES = 204800    # what a group may take of all arrays that are read: twice as much if it goes alone
+    SHORT_RUN = 3072        # bytes of a row, or twice as many: where a group would have fewer, ...
+    LONG_RUN = 6400         # ... it has so many, or twice as many
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
@@ -124,20 +124,20 @@ cdef inline Py_ssize_t most_in_one_go(const Plan *plan, Py_ssize_t arrays) noexc
 
 
 cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
-    """How many channels go side by side: as many as a second-level cache keeps until they get their results, next to the
-    group before them unless they go alone.
+    """How many channels go side by side: as many as a second-level cache keeps until they get their results, next to
+    the group before them unless they go alone.
 
-    If these are so few that memory would be read in short runs, it matters more that they are not, where many samples
-    make channels large. (Zen 4: 256 samples of 14x14 or 7x7 take .4 to .7 of the time.)
+    Where many samples make channels large these are few, and memory would be read in short runs: that it is not matters
+    more. (Zen 4: 256 samples of 14x14 or 7x7 take .4 to .7 of the time.)
     """
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize, row = call.plane*itemsize, many
-    cdef bint alone = plan.apart or not plan.by_lines
+    cdef Py_ssize_t times = 2 if plan.apart or not plan.by_lines else 1
     if plan.by_lines and plan.plane >= SHORT:
         return 1
-    many = (GROUP_BYTES << alone)//(arrays*call.values*itemsize)
-    if many*row < SHORT_RUN << alone:
-        many = (LONG_RUN << alone)//row
+    many = times*GROUP_BYTES//(arrays*call.values*itemsize)
+    if many*row < times*SHORT_RUN:
+        many = times*LONG_RUN//row
     return max(1, min(many, TOGETHER if plan.whole and not plan.by_lines else GROUP))
 
 

@@ -43,8 +43,8 @@ cdef void sum_gathered(Channel *channels, Py_ssize_t count, Py_ssize_t position,
 
 cdef void sum_piece(Channel *channel, Py_ssize_t count, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
                     Py_ssize_t length) noexcept nogil:
-    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results. Where
-    they are gathered these are `count` channels.
+    """Add a piece of some rows to the lanes of a channel; the same pieces of the one that is due get their results.
+    Where pieces are gathered, those of `count` channels are.
     """
     cdef const Plan *plan = channel.plan
     cdef Py_ssize_t i, where

@@ -6,9 +6,9 @@
 # and is read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory
 # is still read and written in long runs; in arrays that a last-level cache holds such a group mostly gets its results
 # right after its sums. Else channels that are one fold are summed whole, many of them in one call, unless others get
-# results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Only where
-# channels are fewer than half the threads do threads share a channel. None of this changes the order of a channel's
-# additions.
+# results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Planes of a
+# few values are gathered, those of some channels together. Only where channels are fewer than half the threads do
+# threads share a channel. None of this changes the order of a channel's additions.
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
@@ -52,12 +52,10 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
         due[turn].plan, due[turn].carry = plan, carry
         due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
     while c < end:
-        count = next_group(plan, c, end)
-        if not call.measure:
-            count = min(TOGETHER, end - c)
-        elif plan.whole and ready == NULL:
+        count = next_group(plan, c, end) if call.measure else min(TOGETHER, end - c)
+        if call.measure and plan.whole and ready == NULL:
             any_again = measure_whole(plan, c, count, again)
-        else:
+        elif call.measure:
             any_again = measure_group(plan, c, count, ready, again)
         for k in range(count if any_again else 0):
             if again[k] != 0:

@@ -69,8 +69,8 @@ cdef enum:
 cdef inline void copy_parts(char *to, Py_ssize_t to_row, Py_ssize_t to_channel, const char *source, Py_ssize_t row,
                             Py_ssize_t channel, Py_ssize_t rows, Py_ssize_t count, Py_ssize_t bytes, Py_ssize_t parts,
                             Py_ssize_t size) noexcept nogil:
-    """Copy so many bytes of some rows of `count` channels, with these steps: in parts of a size that are known when this is
-    compiled, of which the last two may overlap.
+    """Copy so many bytes of some rows of `count` channels, which stand so far from each other: in `parts` of a `size`,
+    both known when this is compiled, of which the last two may overlap.
     """
     cdef Py_ssize_t i, k, part
     for i in range(rows):
@@ -103,8 +103,8 @@ cdef void copy_rows(char *to, Py_ssize_t to_row, Py_ssize_t to_channel, const ch
 
 
 cdef inline void ask_for_rows(const char *first, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes) noexcept nogil:
-    """Ask for so many bytes of some rows: too few of each for a processor to see what comes next. (Zen 4, 4096 samples of
-    64 channels of 2x2: .3 to .7 of the time; in arrays that a second-level cache holds it would take 1.1.)
+    """Ask for so many bytes of some rows: too few of each for a processor to see what comes next. (Zen 4, 4096 samples
+    of 64 channels of 2x2: .3 to .7 of the time; in arrays that a second-level cache holds it would take 1.1.)
     """
     cdef Py_ssize_t i, k
     for i in range(rows):
@@ -144,8 +144,8 @@ cdef void move(const View *v, Py_ssize_t c, Py_ssize_t count, Py_ssize_t positio
 
 cdef inline char *read_tiles(const View *v, Py_ssize_t c, Py_ssize_t count, Py_ssize_t position, Py_ssize_t length,
                              Py_ssize_t itemsize, void *tiles) noexcept nogil:
-    """`length` values of `count` channels from this position on: in place, or gathered into tiles, one behind the other.
-    NULL where no array is.
+    """`length` values of `count` channels from this position on: in place, or gathered into tiles, one behind the
+    other. NULL where no array is.
     """
     if v == NULL:
         return NULL
@@ -157,7 +157,7 @@ cdef inline char *read_tiles(const View *v, Py_ssize_t c, Py_ssize_t count, Py_s
 
 cdef inline char *open_tiles(const View *v, Py_ssize_t c, Py_ssize_t position, Py_ssize_t length, Py_ssize_t itemsize,
                              void *tiles) noexcept nogil:
-    """Where they are to be written: in place, or into tiles, which close_tiles() then puts away. NULL where no array is."""
+    """Where they are to be written: in place, or into tiles, which close_tiles() then puts away. NULL: no array."""
     if v == NULL:
         return NULL
     if in_place(v, position, itemsize) >= length:
