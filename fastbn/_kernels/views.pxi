@@ -125,8 +125,8 @@ cdef void move(const View *v, Py_ssize_t c, Py_ssize_t count, Py_ssize_t positio
         some = min(length, run - start)
         rows = length//run if v.axes == 2 and step == itemsize and start == 0 else 0
         if rows > 0:        # whole rows, in place and with the same step
-            if v.shape[0]*v.step[0] >= FAR:
-                ask_for_rows(where + rows*v.step[0], v.step[0], rows, count*v.channel)
+            if v.shape[0]*v.step[0] >= FAR and v.channel == bytes:      # channels stand side by side
+                ask_for_rows(where + rows*v.step[0], v.step[0], rows, count*bytes)
             if put:
                 copy_rows(where, v.step[0], v.channel, tile, bytes, TILE_BYTES, rows, count, bytes)
             else:
