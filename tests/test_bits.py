@@ -6,6 +6,7 @@ script, this file prints a digest of the whole battery for the build of the kern
 
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -413,6 +414,31 @@ def test_strided_x_and_its_copy(name, dtype):
     for strided in [*(LAYOUTS[layout](x) for layout in layouts), *broadcasts(x)]:
         copy = strided.copy(order="K")
         assert differing(results(strided, dy, gamma, beta), results(copy, dy, gamma, beta)) == [], strided.strides
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 12, 3, 20), (3, 11, 2, 40), (5, 9, 17, 2), (2, 9, 1, 300)], ids=str)
+def test_broadcast_x_and_an_out_with_gaps(shape, dtype):
+    """Zero steps along any axes: rows of x may then be shorter, or longer, in memory than those of out."""
+    values, dy = np.random.default_rng(8).normal(size=(2, *shape)).astype(dtype)
+    for kept in itertools.product([False, True], repeat=4):
+        x = np.broadcast_to(values[tuple(slice(None) if keep else slice(1) for keep in kept)], shape)
+        y, stats = fastbn.batch_norm(x)
+        dx = fastbn.batch_norm_backward(dy, x, stats).dx
+        for axis in range(4):
+            out = np.full([size + 12 * (k == axis) for k, size in enumerate(shape)], 7, dtype)
+            inside = out[tuple(map(slice, shape))]
+            gaps = np.ones(out.shape, bool)
+            gaps[tuple(map(slice, shape))] = False
+            for expected, call in (
+                (y, lambda: fastbn.batch_norm(x, out=inside)),
+                (y, lambda: fastbn.normalize(x, stats.mean, stats.var, out=inside)),
+                (dx, lambda: fastbn.batch_norm_backward(dy, x, stats, out=inside)),
+            ):
+                inside[...] = 7
+                call()
+                assert inside.tobytes() == expected.tobytes(), (kept, axis)
+                assert (out[gaps] == 7).all(), (kept, axis)
 
 
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])

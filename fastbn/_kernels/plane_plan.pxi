@@ -198,7 +198,7 @@ cdef inline void cut_into_folds(Plan *plan) noexcept nogil:
         plane = plan.call.values
         plan.rows = 1
     plan.piece, plan.beside = FOLD if plan.run == plane else CHUNK, 1
-    if plan.run != plane and plan.call.plane < SHORTEST:
+    if plan.run != plane and plan.run < SHORTEST and plan.call.plane < SHORTEST:
         plan.piece, plan.beside = TILE_BYTES//plan.loops.itemsize, BESIDE
     plan.piece = part_length(min(plane, part_length(plane, FOLD)), plan.piece)
     plan.segments = 0

@@ -58,7 +58,7 @@ cdef void apply_to_rows(const Due *due, Py_ssize_t first, Py_ssize_t row, Py_ssi
 
 cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t count, Py_ssize_t begin,
                           Py_ssize_t end) noexcept nogil:
-    """y or dx of the values begin..end of `count` channels: of one, where they need not be gathered."""
+    """y or dx of the values begin..end of `count` channels: of one, where they need not be gathered (see `beside`)."""
     if due.plan.run >= SHORTEST:
         apply_in_place(due, k, begin, end)
     else:
