@@ -597,7 +597,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
     call.beta = vector_of(b_read)
-    call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
+    call.act, call.activated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
     if call.values == 0:
@@ -627,7 +627,7 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, 
     call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
     call.beta = vector_of(b_read)
-    call.act, call.gated = accept_activation(activation, negative_slope), activation is not None
+    call.act, call.activated = accept_activation(activation, negative_slope), activation is not None
     if residual is not None:
         r = accept_like(residual, "residual", a)
     y = accept_out(out, a, ("x", "residual", "mean", "var", "gamma", "beta"), (a, r, m, v, g, b), 2)
@@ -649,7 +649,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
     need_params, residual = accept_flag(need_params, "need_params"), accept_flag(residual, "residual")
     cdef Activation act = accept_activation(activation, negative_slope)
-    cdef bint from_y = x is None and y is not None
+    cdef bint from_y = x is None and y is not None, reads_x
     cdef cnp.ndarray a = accept_array(y if from_y else x, "y" if from_y else "x")
     cdef cnp.ndarray d, of_mask = None, dx = None, dresidual = None
     cdef int channels = accept_axis(axis, a)
@@ -692,8 +692,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         dresidual = accept_out(out_residual, a,
                                ("x", "dy", "dx", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
                                (a, d, dx, of_mask, m, v, g, b, s, t), 2)
-    call.backward, call.constant, call.act, call.from_y = True, not training, act, from_y
-    call.gated = activation is not None and not residual and not from_y
+    call.backward, call.constant, call.from_y = True, not training, from_y
+    call.act, call.activated = act, activation is not None
     call.mean, call.var = doubles(m64), doubles(v64)
     call.origin = call.mean
     if from_y:
@@ -713,8 +713,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     if need_params:
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
-        run(&call, channels, a, a if call.measure or training or call.gated or from_y else None, d, dx, of_mask,
-            dresidual if need_dx else None)
+        reads_x = call.measure or training or from_y or (call.activated and not residual)
+        run(&call, channels, a, a if reads_x else None, d, dx, of_mask, dresidual if need_dx else None)
     if dresidual is not None and not need_dx:
         fill_dresidual(call, channels, a, d, None if activation is None else of_mask, dresidual)
     if need_params:
@@ -726,7 +726,7 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarr
                         cnp.ndarray dresidual) except -1:
     """dresidual without dx: what dx is where statistics are constant and scale nothing. z is then y, if that tells."""
     cdef cnp.ndarray zeros = new_vector(call.channels)
-    call.measure, call.constant, call.gated = False, True, y is not None
+    call.measure, call.constant, call.activated = False, True, y is not None
     call.mean = call.var = doubles(zeros)
     call.origin, call.gamma, call.beta, call.eps = call.mean, vector_of(None), vector_of(None), 1
     return run(&call, channels, order_of, y, dy, dresidual)

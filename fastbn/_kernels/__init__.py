@@ -16,7 +16,10 @@ gates.pxi           where the derivative of an activation changes, as values of 
 formulas.pxi        y and dx: what becomes of a line of values
 summands.pxi        what is summed, and about what
 sum_spans.pxi       loops over runs of values of one channel: sums
-result_spans.pxi    the same: y or dx, alone and with the sums of another channel
+stored_spans.pxi    the same: y or dx, by ordinary stores
+streamed_spans.pxi  by whole lines, past the cache
+result_spans.pxi    which of both
+sweep_spans.pxi     results of one channel with the sums of another
 sum_rows.pxi        loops over channels side by side: sums
 result_rows.pxi     the same: y or dx
 loops.pxi           which of these loops a call runs

@@ -95,12 +95,13 @@ ALWAYS_INLINE void narrow_bfloat16s(const float *from, bfloat16_t *to, intptr_t 
         to[i].bits = narrow_bfloat16(from[i]);
 }
 
-/* 16 values for loops in which all are treated alike: with AVX2 in the order of narrow_fours(), which takes less. */
+/* 16 values for loops in which all are treated alike: with AVX2 those in even places come first, which takes less. */
 ALWAYS_INLINE void widen_line_bfloat16(const bfloat16_t *from, float *to) {
 #ifdef __AVX2__
-    __m256i line = _mm256_loadu_si256((const __m256i *)from), low = _mm256_setzero_si256();
-    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, line)));
-    _mm256_storeu_ps(to + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, line)));
+    __m256i line = _mm256_loadu_si256((const __m256i *)from);
+    __m256i odd = _mm256_blend_epi16(_mm256_setzero_si256(), line, 0xaa);
+    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(line, 16)));
+    _mm256_storeu_ps(to + 8, _mm256_castsi256_ps(odd));
 #else
     widen_bfloat16s(from, to, 16);
 #endif
@@ -108,7 +109,12 @@ ALWAYS_INLINE void widen_line_bfloat16(const bfloat16_t *from, float *to) {
 
 ALWAYS_INLINE void narrow_line_bfloat16(const float *from, bfloat16_t *to) {
 #ifdef __AVX2__
-    _mm256_storeu_si256((__m256i *)to, narrow_fours(_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)));
+    __m256i even = _mm256_castps_si256(_mm256_loadu_ps(from)), odd = _mm256_castps_si256(_mm256_loadu_ps(from + 8));
+    __m256i high = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+    __m256i low = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+    __m256i least = _mm256_srai_epi16(_mm256_slli_epi16(high, 15), 15);     /* that is not rounded up, as int16 */
+    __m256i up = _mm256_cmpgt_epi16(_mm256_xor_si256(low, _mm256_set1_epi16(-0x8000)), least);
+    _mm256_storeu_si256((__m256i *)to, _mm256_sub_epi16(high, up));
 #else
     narrow_bfloat16s(from, to, 16);
 #endif

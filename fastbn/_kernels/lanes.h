@@ -105,7 +105,9 @@ static inline lanes_t lanes_widen_bfloat16(const void *p) {
     ON_A_LINE float line[16];
 #ifdef __AVX2__
     lanes_t r;
-    widen_line_bfloat16((const bfloat16_t *)p, line);
+    __m256i values = _mm256_loadu_si256((const __m256i *)p), low = _mm256_setzero_si256();
+    _mm256_storeu_ps(line, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, values)));
+    _mm256_storeu_ps(line + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, values)));
     IN_MEMORY(line);
     r.a = PART_WIDEN(line), r.c = PART_WIDEN(line + 4), r.b = PART_WIDEN(line + 8), r.d = PART_WIDEN(line + 12);
     return r;

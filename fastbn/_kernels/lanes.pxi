@@ -6,8 +6,8 @@
 # mean, for the few channels that need it (statistics() and far_from_zero() tell). float64 is summed about a pivot.
 # The order of the additions is the one written here; compilers may not change it: every build gives the same bits.
 #
-# Runs of values of one channel each have their loops in sum_spans.pxi and result_spans.pxi, rows of channels in
-# sum_rows.pxi and result_rows.pxi.
+# Runs of values of one channel each have their loops in *_spans.pxi, rows of channels in sum_rows.pxi and
+# result_rows.pxi.
 
 
 ctypedef fused real:

@@ -109,7 +109,7 @@ cdef inline void choose_forward(Loops *loops, const Call *call, bint slope, cons
             use_formula(loops, typed, <const LeakyJoin *>NULL)
         else:
             use_formula(loops, typed, <const ClippedJoin *>NULL)
-    elif not call.gated:
+    elif not call.activated:
         use_formula(loops, typed, <const Normalized *>NULL)
     elif slope:
         use_formula(loops, typed, <const Leaky *>NULL)
@@ -136,13 +136,13 @@ cdef inline void choose_backward(Loops *loops, const Call *call, bint slope, con
         else:
             use_formula(loops, typed, <const UndoneGradient *>NULL)
     elif call.constant:
-        if not call.gated:
+        if not has_gates(call):
             use_formula(loops, typed, <const Scaled *>NULL)
         elif slope:
             use_formula(loops, typed, <const LeakyScaled *>NULL)
         else:
             use_formula(loops, typed, <const ClippedScaled *>NULL)
-    elif not call.gated:
+    elif not has_gates(call):
         use_formula(loops, typed, <const Gradient *>NULL)
     elif slope:
         use_formula(loops, typed, <const LeakyGradient *>NULL)

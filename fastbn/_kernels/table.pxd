@@ -121,12 +121,12 @@ cdef struct Call:
     const View *x           # NULL: not read
     const View *dy          # forward: the residual, or NULL
     const View *out         # NULL: only measured
-    # Where act'(z) is known from: x tells (gated), or y does, and then g goes to dresidual as well.
-    bint gated
-    const View *y
+    bint activated          # else act(z) = z
+    Activation act
+    # Of act'(z) x tells, but for two cases:
+    const View *y           # y does, and then g goes to dresidual as well; NULL: it does not
     const View *dresidual   # with y; NULL: only sums are taken
     bint from_y             # x is what an in-place forward made of it: act((x - mean)*mul + beta)
-    Activation act
     Vector given_mean       # forward without `measure`; else they stand in mean and var
     Vector given_var
     double *mean
@@ -215,7 +215,8 @@ cdef inline bint goes_by_groups(const Call *call) noexcept nogil:
 
 
 cdef inline bint has_gates(const Call *call) noexcept nogil:
-    return call.backward and call.gated
+    """Whether values of x tell of act'(z)."""
+    return call.backward and call.activated and call.y == NULL and not call.from_y
 
 
 cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:

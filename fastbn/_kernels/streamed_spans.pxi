@@ -1,0 +1,182 @@
+# y or dx of spans by whole lines, past the cache or as if.
+
+
+cdef struct Carry:
+    # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
+    # with the second. Until then the end of the first is owed.
+    bint past                   # else they go by way of it after all: forward only
+    bint holds                  # they are held back
+    bint near                   # what is asked for because it will be summed comes soon, not later: not past the cache
+    bint asks                   # what results need has left the second-level cache, and is asked for: the same
+    Py_ssize_t owed             # values
+    Place end                   # behind them
+    const Numbers *f            # with which they are computed
+    Py_ssize_t k
+
+
+cdef inline Py_ssize_t values_before(const stored *out) noexcept nogil:
+    """How many values of a line stand before it."""
+    return <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
+
+
+cdef inline void begin_carry(Carry *carry, const Call *call, bint holds, bint near, bint asks) noexcept nogil:
+    carry.past, carry.owed = call.stores == PAST_CACHE, 0
+    carry.holds, carry.near, carry.asks = holds, near, asks
+
+
+cdef inline void ask_for_end(const char *end) noexcept nogil:
+    if <uintptr_t>end % CACHE_LINE != 0:
+        prefetch_line(end)
+
+
+cdef inline void ask_for_ends(const Place *at, Py_ssize_t bytes, bint with_dresidual) noexcept nogil:
+    """Ask for the lines that results soon share with what stands beside them: others are written without being read."""
+    ask_for_end(at.out)
+    ask_for_end(at.out + bytes)
+    if with_dresidual:
+        ask_for_end(at.dresidual)
+        ask_for_end(at.dresidual + bytes)
+
+
+cdef inline void stream_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint past,
+                                const formula *what) noexcept nogil:
+    if is_forward(what) and not past:
+        ask_for_place(<stored *>at.out + i)
+        store_lanes(<stored *>at.out + i, line)
+        return
+    stream_lanes(<stored *>at.out + i, line)
+    if reads_y(what):
+        stream_lanes(<stored *>at.dresidual + i, g)
+
+
+cdef inline void stream_some(const Place *at, Py_ssize_t i, const Coefficients *f, bint past, const stored *typed,
+                             const formula *what) noexcept nogil:
+    """The results of a line."""
+    cdef stored line[LANES]
+    cdef stored g[LANES]
+    compute_line(at, i, <stored *>line, <stored *>g, f, 0, LANES, what)
+    stream_results(at, i, <const stored *>line, <const stored *>g, past, what)
+
+
+cdef void put_owed(Carry *carry, const stored *typed, const formula *what) noexcept nogil:
+    """Write what is owed by ordinary stores: no row goes on from there."""
+    cdef Place at
+    cdef Coefficients own
+    if carry.owed > 0:
+        own = coefficients(carry.f, carry.k, typed, what)
+        at = shifted(&carry.end, -carry.owed*<Py_ssize_t>sizeof(stored))
+        store_few(&at, carry.owed, &own, typed, what)
+    carry.owed = 0
+
+
+cdef inline bint follows(const Place *end, const Place *at, const formula *what) noexcept nogil:
+    """Whether a row begins where another ends, in all arrays."""
+    cdef bint same = end.out == at.out
+    if reads_x(what):
+        same = same and end.x == at.x
+    if reads_dy(what):
+        same = same and end.dy == at.dy
+    if reads_y(what):
+        same = same and end.y == at.y and end.dresidual == at.dresidual
+    return same
+
+
+cdef inline bint are_joined(const Steps *step, Py_ssize_t length, const stored *typed,
+                            const formula *what) noexcept nogil:
+    """Whether each row begins where the one before it ends, in all arrays."""
+    cdef Py_ssize_t bytes = length*<Py_ssize_t>sizeof(stored)
+    cdef bint same = step.out == bytes
+    if reads_x(what):
+        same = same and step.x == bytes
+    if reads_dy(what):
+        same = same and step.dy == bytes
+    if reads_y(what):
+        same = same and step.y == bytes and step.dresidual == bytes
+    return same
+
+
+cdef inline bint stands_before(Py_ssize_t k, Py_ssize_t count, const stored *typed) noexcept nogil:
+    """k < count, in numbers that are no wider than the values, or than 32 bits: vectors of both then fit better."""
+    if stored is double:
+        return k < count
+    else:
+        return <int>k < <int>count
+
+
+cdef inline Py_ssize_t share_line(const Place *at, const Coefficients *one, const Coefficients *other, bint past,
+                                  const stored *typed, const formula *what) noexcept nogil:
+    """Write the line in which a row ends and the next begins; how many values of the latter that took."""
+    cdef stored first[LANES]
+    cdef stored first_g[LANES]
+    cdef stored line[LANES]
+    cdef stored g[LANES]
+    cdef Py_ssize_t k, missing = values_before(<const stored *>at.out)
+    if missing == 0:
+        return 0
+    compute_line(at, -missing, <stored *>first, <stored *>first_g, one, 0, LANES, what)
+    compute_line(at, -missing, <stored *>line, <stored *>g, other, 0, LANES, what)
+    for k in range(LANES):
+        line[k] = first[k] if stands_before(k, missing, typed) else line[k]
+    stream_results(at, -missing, <const stored *>line, <const stored *>g, past, what)   # g is the same with both
+    return LANES - missing
+
+
+cdef inline Py_ssize_t stream_first(const Place *at, const Coefficients *f, Carry *carry, const stored *typed,
+                                    const formula *what) noexcept nogil:
+    """Write the line in which a row begins, together with what is owed of it; how many values of the row that took."""
+    cdef Coefficients owed, own
+    cdef Place here
+    cdef Py_ssize_t missing = values_before(<const stored *>at.out)
+    if missing > 0 and missing == carry.owed and follows(&carry.end, at, what):
+        owed = coefficients(carry.f, carry.k, typed, what)
+        return share_line(at, &owed, f, carry.past, typed, what)
+    if carry.owed > 0:
+        put_owed(carry, typed, what)
+    if missing == 0:
+        return 0
+    own, here = f[0], needed(at, what)
+    store_few(&here, LANES - missing, &own, typed, what)
+    return LANES - missing
+
+
+cdef inline void owe(Carry *carry, const Place *at, Py_ssize_t length, Py_ssize_t some, const Numbers *f,
+                     Py_ssize_t k, const stored *typed, const formula *what) noexcept nogil:
+    """The last `some` values of a row are to be written with the next."""
+    cdef Place here = needed(at, what)
+    carry.owed = some
+    carry.end = shifted(&here, length*<Py_ssize_t>sizeof(stored))
+    carry.f, carry.k = f, k
+
+
+cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const stored *typed,
+                                const formula *what) noexcept nogil:
+    """Ask for what a formula needs of the values from i on, which will be read soon, or `later`."""
+    if reads_x(what):
+        prefetch_lanes(<const stored *>at.x + i, later)
+    if reads_dy(what):
+        prefetch_lanes(<const stored *>at.dy + i, later)
+    if reads_y(what):
+        prefetch_lanes(<const stored *>at.y + i, later)
+
+
+cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
+                                    const stored *typed, const formula *what) noexcept nogil:
+    """The whole lines from value i of a row on; where they end."""
+    cdef Py_ssize_t rest = length - LANES
+    while i <= rest:
+        ask_for_values(at, i + CHUNK, False, typed, what)
+        stream_some(at, i, f, past, typed, what)
+        i += LANES
+    return i
+
+
+cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
+                             const stored *typed, const formula *what) noexcept nogil:
+    """By whole lines, past the cache or as if."""
+    cdef Coefficients own = coefficients(f, k, typed, what)
+    cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
+    if carry.past or not is_forward(what):
+        i = stream_lines(at, i, length, &own, True, typed, what)
+    else:
+        i = stream_lines(at, i, length, &own, False, typed, what)
+    owe(carry, at, length, length - i, f, k, typed, what)
