@@ -672,8 +672,10 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     elif residual and activation is not None:
         _explain.needs_y(activation)
     if training:
-        if (whole and count != call.values) or (need_dx and count < 1 <= call.values):
+        if whole and count != call.values:
             _explain.wrong_count(count, call.values)
+        if need_dx and count < 1 <= call.values:
+            _explain.no_count(count)
         call.count = max(count, 1)      # where it is 0, there is no value and nothing is divided
     if sums is not None:
         s, t = accept_needed(sums[0], "sums", call.channels), accept_needed(sums[1], "sums", call.channels)

@@ -140,6 +140,12 @@ def no_values(x: np.ndarray) -> NoReturn:
     raise ValueError(f"x: expected at least one value per channel, got shape {x.shape}")
 
 
+def _came(given: Any) -> str:
+    """What came, for an error: of a tuple or a list also how many."""
+    kind = type(given).__name__
+    return f"{kind} of {len(given)}" if isinstance(given, (tuple, list)) else kind
+
+
 def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
     """(count, mean, var) from the argument stats; without training a pair (mean, var) will do."""
     if isinstance(stats, BatchStats):
@@ -151,20 +157,25 @@ def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
             raise type(error)(f"stats: {error}") from None
     if isinstance(stats, (tuple, list)) and len(stats) == 2 and not training:
         return 0, stats[0], stats[1]
-    wanted = "BatchStats" if training else "BatchStats or a pair (mean, var)"
-    raise TypeError(f"stats: expected {wanted}, got {type(stats).__name__}")
+    wanted = "BatchStats or (count, mean, var)" if training else "BatchStats, (count, mean, var) or (mean, var)"
+    raise TypeError(f"stats: expected {wanted}, got {_came(stats)}")
 
 
 def as_sums(sums: Any) -> Any:
     """(sum_dy, sum_dy_xmu) from the argument sums."""
     if isinstance(sums, GradientSums) or (isinstance(sums, tuple) and len(sums) == 2):
         return sums
-    raise TypeError(f"sums: expected GradientSums, got {type(sums).__name__}")
+    raise TypeError(f"sums: expected GradientSums or a tuple (sum_dy, sum_dy_xmu), got {_came(sums)}")
 
 
 def wrong_count(count: int, values: int) -> NoReturn:
     """Say that stats are not those of x."""
     raise ValueError(f"stats: expected the statistics of x, count {values}, got count {count}")
+
+
+def no_count(count: int) -> NoReturn:
+    """Say that stats are those of nothing."""
+    raise ValueError(f"stats: expected the statistics of all parts, count 1 or more, got count {count}")
 
 
 def check_activation(name: Any) -> None:
@@ -191,6 +202,8 @@ def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, dt
         with np.errstate(all="ignore"), DefaultMode():
             return bool((np.asarray(factor).astype(dtype) == 0).any())
 
+    if activation is not None:
+        check_activation(activation)
     why = None
     if residual:
         why = "a residual was added"
@@ -205,6 +218,12 @@ def check_can_undo(activation: Any, slope: float, gamma: Any, residual: bool, dt
         raise ValueError(f"{name}: expected {wanted}, since x cannot be had from y alone: {why}")
 
 
+def check_method(method: Any) -> None:
+    """How population statistics are taken."""
+    if not isinstance(method, str) or method not in ("pooled", "paper"):
+        raise ValueError(f'method: expected "pooled" or "paper", got {method!r}')
+
+
 def needs_y(activation: str) -> NoReturn:
     """Say that the mask behind a residual is read from y."""
     raise ValueError(f"y: expected the forward's result, needed with residual=True and activation={activation!r}")
@@ -213,7 +232,7 @@ def needs_y(activation: str) -> NoReturn:
 def as_outs(out: Any) -> tuple[Any, Any]:
     """(dx, dresidual) from the argument out of a backward with a residual."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(f"out: expected a pair (dx, dresidual), got {type(out).__name__}")
+        raise TypeError(f"out: expected a pair (dx, dresidual), got {_came(out)}")
     return out[0], out[1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -172,7 +172,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
 def batch_norm_backward(
     dy: ArrayLike,
     x: ArrayLike | None,
-    stats: BatchStats | tuple[ArrayLike, ArrayLike],
+    stats: BatchStats | tuple[int, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike],
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
     *,
@@ -259,7 +259,7 @@ def batch_norm_backward(
 def backward_sums(
     dy: ArrayLike,
     x: ArrayLike | None,
-    stats: BatchStats | tuple[ArrayLike, ArrayLike],
+    stats: BatchStats | tuple[int, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike],
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
     *,
@@ -309,8 +309,8 @@ def backward_sums(
 def backward_apply(
     dy: ArrayLike,
     x: ArrayLike | None,
-    stats: BatchStats | tuple[ArrayLike, ArrayLike],
-    sums: GradientSums,
+    stats: BatchStats | tuple[int, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike],
+    sums: GradientSums | tuple[ArrayLike, ArrayLike],
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
     *,
@@ -334,7 +334,7 @@ def backward_apply(
     stats : BatchStats
         Of the whole batch; its count is the n of the formula.
     sums : GradientSums
-        Of the whole batch: the sum of the parts' `backward_sums`.
+        Of the whole batch: the sum of the parts' `backward_sums`; or a tuple (sum_dy, sum_dy_xmu).
     gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx, need_params, out
         As in `batch_norm_backward`.
 
@@ -399,18 +399,26 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
     >>> fastbn.population_stats(batches, method="paper").unbiased_var
     array([2.])
     """
-    if not isinstance(method, str) or method not in ("pooled", "paper"):
-        raise ValueError(f'method: expected "pooled" or "paper", got {method!r}')
+    _explain.check_method(method)
     parts = stats_of_batches(batches, axis)
     return pooled(parts) if method == "pooled" else averaged(parts)
 
 
-def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> list[BatchStats]:
-    """The statistics of each batch, at least one, all of as many channels."""
+def stats_of_batches(
+    batches: Iterable[ArrayLike | BatchStats], axis: int, check: Callable[[str, np.ndarray], None] | None = None
+) -> list[BatchStats]:
+    """The statistics of each batch, at least one, all of as many channels; `check` raises for what is no batch."""
     if isinstance(batches, (BatchStats, np.ndarray, str)) or not isinstance(batches, Iterable):
         raise TypeError(f"batches: expected an iterable of batches, got {type(batches).__name__}")
     axis = as_integer("axis", axis)
-    parts = [batch if isinstance(batch, BatchStats) else batch_stats(batch, axis=axis) for batch in batches]
+    parts = []
+    for batch in batches:
+        if not isinstance(batch, BatchStats):
+            batch = _explain.as_array("x", batch)
+            if check is not None:
+                check("x", batch)
+            batch = batch_stats(batch, axis=axis)
+        parts.append(batch)
     if not parts:
         raise ValueError("batches: expected at least one batch, got none")
     channels = {part.mean.size for part in parts}
@@ -423,7 +431,8 @@ def stats_of_batches(batches: Iterable[ArrayLike | BatchStats], axis: int) -> li
 
 # ---- for what optional parts check and compute by themselves
 
-as_dtype, as_integer, as_number = _explain.as_dtype, _explain.as_integer, _explain.as_number
+as_any_array, as_dtype = _explain.as_any_array, _explain.as_dtype
+as_integer, as_number = _explain.as_integer, _explain.as_number
 DefaultMode = _cpu.DefaultMode
 
 

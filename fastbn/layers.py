@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -113,6 +113,11 @@ class BatchNorm:
     TypeError, ValueError
         Naming the argument, what was expected and what came. Assignments to the arrays above raise the same, before
         anything is written.
+
+    Notes
+    -----
+    What `backward` needs is kept as it was given, not copied: x, or after a forward with ``out=x``, and behind a
+    residual with an activation too, y. Until then nothing may be written to it: the gradients would be wrong.
 
     Examples
     --------
@@ -325,12 +330,16 @@ class BatchNorm:
         if any(array is not None and np.may_share_memory(out, array) for array in kept):
             self._saved = None
 
+    def _check_rank(self, name: str, x: np.ndarray) -> None:
+        """That x is an input of this layer, as far as its dimensions tell."""
+        if self.ranks is not None and x.ndim not in self.ranks:
+            ranks = " or ".join(map(str, self.ranks))
+            raise ValueError(f"{name}: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
+
     def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
-        if self.ranks is not None and x.ndim not in self.ranks:
-            ranks = " or ".join(map(str, self.ranks))
-            raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
+        self._check_rank("x", x)
         try:
             channels = x.shape[self.axis] if x.ndim >= 2 else None
         except IndexError:
@@ -394,7 +403,8 @@ class BatchNorm:
         """
         if self._running_mean is None:
             raise ValueError("batches: this layer has no running statistics (track_running_stats=False)")
-        stats = functional.stats_of_batches(batches, self.axis)
+        _explain.check_method(method)
+        stats = functional.stats_of_batches(batches, self.axis, self._check_rank)
         if stats[0].mean.size != self.num_features:
             raise ValueError(f"batches: expected {self.num_features} channels, got {stats[0].mean.size}")
         population = functional.population_stats(stats, method=method)
@@ -408,7 +418,7 @@ class BatchNorm:
 
     # ---- modes, parameters, state
 
-    def train(self, mode: bool = True) -> BatchNorm:
+    def train(self, mode: bool = True) -> Self:
         """Switch to training, or with False to evaluation; returns the layer.
 
         Parameters
@@ -429,7 +439,7 @@ class BatchNorm:
         self.training = _explain.as_flag("mode", mode)
         return self
 
-    def eval(self) -> BatchNorm:
+    def eval(self) -> Self:
         """Switch to evaluation. Returns the layer."""
         return self.train(False)
 
@@ -598,10 +608,11 @@ def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"), DefaultMode():
         new = given.astype(like.dtype)
         fits = like.dtype.kind == "f" or np.array_equal(new < 0, given < 0)
-    if key.startswith("running") and not np.isfinite(new).all():
-        raise ValueError(f"{key}: expected finite values in the range of {like.dtype}")
-    if not (fits and np.array_equal(np.isfinite(new), np.isfinite(given))):
-        raise ValueError(f"{key}: expected values in the range of {like.dtype}")
+    lost = (np.isfinite(new) != np.isfinite(given)) | (not fits)
+    finite = key.startswith("running")
+    if (lost | (finite & ~np.isfinite(new))).any():
+        odd = given[lost | (finite & ~np.isfinite(new))].flat[0]
+        raise ValueError(f"{key}: expected {'finite ' * finite}values in the range of {like.dtype}, got {odd}")
     if key in ("running_var", "num_batches_tracked") and (new < 0).any():
         raise ValueError(f"{key}: expected values >= 0, got {new.min()}")
     return new

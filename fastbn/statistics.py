@@ -52,6 +52,7 @@ class _Vectors:
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # an array or number of NumPy's on the left must not take it for a sequence either
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -138,7 +139,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
             return self.var * (self.count / (self.count - 1))
 
     def merge(self, *others: BatchStats) -> BatchStats:
-        """The statistics of all values behind these and the other statistics, as if taken in one go.
+        """The statistics of all values behind these and the other statistics, as if taken in one go, to rounding.
 
         Parameters
         ----------

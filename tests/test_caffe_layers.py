@@ -870,3 +870,23 @@ def test_fused_layers_have_a_momentum(fraction, momentum):
 def test_results_are_laid_out_like_x():
     x = np.asfortranarray(np.ones((2, 3, 4, 5), np.float32))
     assert caffe.Scale(0, -1)(x).strides == x.strides
+
+
+def test_blobs_are_of_real_numbers():
+    assert caffe.Blob([1, 2]).data.dtype == caffe.Blob([1, 2]).diff.dtype == np.float64
+    assert caffe.Blob(np.float32([1, 2])).data.dtype == caffe.Blob([1, 2], np.float32).data.dtype == np.float32
+    for data, dtype, why in [
+        ("abc", None, "^data: expected real numbers, got dtype <U3"),
+        ([1j], None, "^data: expected real numbers, got dtype complex128"),
+        ([[1], [1, 2]], None, "^data: expected an array, got list"),
+        (np.ma.array([1.0]), None, "^data: .*masked"),
+        ([1.0], np.int8, "^dtype: expected float32 or float64, got int8"),
+    ]:
+        with pytest.raises(TypeError, match=why):
+            caffe.Blob(data, dtype)
+
+
+def test_masks_are_not_dropped():
+    masked = [np.ma.array([1.0], mask=[True]), np.ma.array([3.0])]
+    with pytest.raises(TypeError, match=r"^x: .*masked"):
+        caffe.BatchNorm()(masked)

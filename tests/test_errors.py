@@ -363,7 +363,7 @@ OPTIONS = [
     ),
     *rows(
         GRADIENTS, "three outs for two", lambda a: {"residual": True, "out": (a.out, None, None)}, TypeError,
-        r"^out: expected a pair \(dx, dresidual\), got tuple",
+        r"^out: expected a pair \(dx, dresidual\), got tuple of 3",
     ),
     *rows(
         GRADIENTS, "two outs for one", lambda a: {"out": (a.out, None)}, TypeError, "^out: expected an array, got tup",
@@ -413,13 +413,13 @@ OPTIONS = [
     ),
     *rows(
         BACKWARD, "a pair in training", lambda a: {"stats": (a.mean, a.var)}, TypeError,
-        "^stats: expected BatchStats, got tuple",
+        r"^stats: expected BatchStats or \(count, mean, var\), got tuple of 2",
     ),
     *rows(
         BACKWARD, "no stats", lambda a: {"stats": None, "training": False}, TypeError,
-        r"^stats: expected BatchStats or a pair \(mean, var\), got NoneType",
+        r"^stats: expected BatchStats, \(count, mean, var\) or \(mean, var\), got NoneType",
     ),
-    *rows(BACKWARD, "stats of text", lambda a: {"stats": "abc"}, TypeError, "^stats: expected BatchStats, got str"),
+    *rows(BACKWARD, "stats of text", lambda a: {"stats": "abc"}, TypeError, r"^stats: .*\(count, mean, var\), got str"),
     *rows(
         BACKWARD, "count not an integer", lambda a: {"stats": (8.0, a.mean, a.var)}, TypeError,
         "^stats: count: expected an integer, got float",
@@ -442,17 +442,18 @@ OPTIONS = [
     ),
     *rows(
         ("backward_apply",), "count 0", lambda a: {"stats": fastbn.BatchStats(0, a.mean, a.var)}, ValueError,
-        "^stats: expected the statistics of x, count 8, got count 0",
+        "^stats: expected the statistics of all parts, count 1 or more, got count 0",
     ),
     *(
         row
-        for name, make in [
-            ("None", lambda a: None), ("list", lambda a: [a.mean, a.var]), ("BatchStats", lambda a: a.stats),
-            ("three", lambda a: (a.mean, a.mean, a.mean)), ("array", lambda a: np.ones((2, 3))),
+        for name, came, make in [
+            ("None", "NoneType", lambda a: None), ("list", "list of 2", lambda a: [a.mean, a.var]),
+            ("BatchStats", "BatchStats of 3", lambda a: a.stats), ("array", "ndarray", lambda a: np.ones((2, 3))),
+            ("three", "tuple of 3", lambda a: (a.mean, a.mean, a.mean)),
         ]
         for row in rows(
             ("backward_apply",), f"sums {name}", lambda a, make=make: {"sums": make(a)}, TypeError,
-            "^sums: expected GradientSums, got ",
+            rf"^sums: expected GradientSums or a tuple \(sum_dy, sum_dy_xmu\), got {came}",
         )
     ),
     *rows(

@@ -1140,3 +1140,29 @@ def test_recalibrate_then_evaluate():
     y = bn(x)
     bn.recalibrate([x])
     assert near(bn.eval()(x), y * np.sqrt(199 / 200), 1e-5)
+
+
+def test_recalibrate_refuses_before_it_reads():
+    bn, read = fastbn.BatchNorm2d(3), []
+    batches = (read.append(k) or np.ones((2, 3, 2, 2)) for k in range(5))
+    with pytest.raises(ValueError, match=r'^method: expected "pooled" or "paper", got \'other\''):
+        bn.recalibrate(batches, method="other")
+    assert read == []
+    with pytest.raises(ValueError, match=r"^x: BatchNorm2d expected 4 dimensions, got shape \(8, 3\)"):
+        bn.recalibrate([np.ones((8, 3))])
+    bn.recalibrate([fastbn.batch_stats(np.ones((8, 3)))])
+    assert bn.running_mean.tolist() == [1, 1, 1]
+
+
+def test_an_unknown_activation_is_named_in_place_too():
+    bn, x = fastbn.BatchNorm(3), np.ones((4, 3))
+    bn.activation = "bogus"
+    with pytest.raises(ValueError, match=r"^activation: .*'bogus'"):
+        bn(x, out=x)
+
+
+@pytest.mark.parametrize("key", ["running_mean", "gamma", "num_batches_tracked"])
+def test_what_does_not_fit_is_said(key):
+    bn = fastbn.BatchNorm(3)
+    with pytest.raises(ValueError, match=rf"^{key}: expected .*in the range of .*, got "):
+        setattr(bn, key, np.uint64(2**63) if key == "num_batches_tracked" else [1.0, 1e300, 2.0])

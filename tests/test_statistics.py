@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 import pickle
 
 import numpy as np
@@ -418,3 +419,14 @@ def test_a_part_far_from_the_rest():
     dx = [fastbn.backward_apply(dy[part], x[part], stats, sums).dx for part in parts]
     assert_dx(np.concatenate(dx), dy, x, stats, None, 1e-5)
     assert channels_of(x).shape == (3, 200)
+
+
+@pytest.mark.parametrize(
+    "value", [fastbn.batch_stats(np.ones((2, 2))), fastbn.GradientSums([1.0, 2.0], [3.0, 4.0])], ids=["stats", "sums"]
+)
+def test_no_sequences_for_numpy(value):
+    """As on the right, arrays and numbers on the left do not take them for two rows."""
+    for left in (np.ones(2), np.float64(2), np.ones((2, 2))):
+        for operate in (operator.add, operator.mul, operator.sub):
+            with pytest.raises(TypeError, match=r"unsupported operand|expected \w+ to add, got"):
+                operate(left, value)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastbn
-from fastbn.functional import DefaultMode, check_result
+from fastbn.functional import DefaultMode, as_any_array, check_result
 
 
 class Run(NamedTuple):
@@ -53,11 +53,10 @@ class Run(NamedTuple):
 
 def floats(name: str, given: object) -> np.ndarray:
     """An argument as an array of float32 or float64."""
-    array = np.asanyarray(given)
-    if isinstance(array, np.ma.MaskedArray) or array.dtype not in (np.float32, np.float64):
-        came = "a masked array" if isinstance(array, np.ma.MaskedArray) else array.dtype
-        raise TypeError(f"{name}: expected an array of float32 or float64, got {came}")
-    return np.asarray(array)
+    array = as_any_array(name, given)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected an array of float32 or float64, got {array.dtype}")
+    return array
 
 
 def like(name: str, given: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.functional import as_integer, as_number
+from fastbn.functional import as_any_array, as_dtype, as_integer, as_number
 
 
 class Blob:
@@ -22,8 +22,14 @@ class Blob:
     Parameters
     ----------
     data : array_like
-        Copied.
+        Real numbers, copied.
     dtype : float32 or float64, optional
+        Else that of data, and float64 for all others.
+
+    Raises
+    ------
+    TypeError
+        data are no real numbers; another dtype.
 
     Examples
     --------
@@ -35,7 +41,12 @@ class Blob:
     """
 
     def __init__(self, data: ArrayLike, dtype: DTypeLike | None = None) -> None:
-        self._data = np.array(data, dtype, order="C")
+        given = as_any_array("data", data)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"data: expected real numbers, got dtype {given.dtype}")
+        if dtype is None:
+            dtype = np.float32 if given.dtype == np.float32 else np.float64
+        self._data = np.array(given, as_dtype(dtype), order="C")
         self._diff = np.zeros_like(self._data)
 
     @property
