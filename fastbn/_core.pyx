@@ -446,10 +446,12 @@ cdef inline void take_rows_apart(View *v, Py_ssize_t plane) noexcept:
         v.axes += 1
 
 
-cdef void view(cnp.ndarray a, int channels, Py_ssize_t plane, View *v) noexcept:
-    """The view that kernels take of an array with its channels on this axis, and so many values in a row."""
+cdef const View *view_of(cnp.ndarray a, int channels, Py_ssize_t plane, View *v) noexcept:
+    """The view that kernels take of an array with its channels on this axis, so many values in a row; NULL of None."""
     cdef int axis, last = -1
     cdef Py_ssize_t length, step
+    if a is None:
+        return NULL
     v.data = cnp.PyArray_BYTES(a)
     v.channel = cnp.PyArray_STRIDE(a, channels)
     v.aligned = cnp.PyArray_ISALIGNED(a)
@@ -470,6 +472,7 @@ cdef void view(cnp.ndarray a, int channels, Py_ssize_t plane, View *v) noexcept:
     v.axes = last + 1
     if cnp.PyArray_DIM(a, channels) == 1:
         take_rows_apart(v, plane)
+    return v
 
 
 # ---- running a kernel
@@ -520,7 +523,7 @@ cdef inline Stores stores_of(const Call *call, Order order) noexcept:
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
              cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
     """Run the kernel for the memory order of `order_of` on those of the arrays that are not None."""
-    cdef View x_view, dy_view, out_view, y_view, dresidual_view
+    cdef View views[5]
     cdef Order order
     cdef Py_ssize_t scratch
     cdef char *memory = NULL
@@ -532,21 +535,9 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     order = memory_order(order_of, channels)
     if call.values == 0:
         return 0
-    if x is not None:
-        view(x, channels, call.plane, &x_view)
-        call.x = &x_view
-    if dy is not None:
-        view(dy, channels, call.plane, &dy_view)
-        call.dy = &dy_view
-    if out is not None:
-        view(out, channels, call.plane, &out_view)
-        call.out = &out_view
-    if y is not None:
-        view(y, channels, call.plane, &y_view)
-        call.y = &y_view
-    if dresidual is not None:
-        view(dresidual, channels, call.plane, &dresidual_view)
-        call.dresidual = &dresidual_view
+    call.x, call.dy = view_of(x, channels, call.plane, &views[0]), view_of(dy, channels, call.plane, &views[1])
+    call.out, call.y = view_of(out, channels, call.plane, &views[2]), view_of(y, channels, call.plane, &views[3])
+    call.dresidual = view_of(dresidual, channels, call.plane, &views[4])
     call.threads = get_threads() if call.values*call.channels >= PARALLEL_FROM else 1
     call.stores = stores_of(call, order)
     scratch = scratch_bytes(call, order)
@@ -651,7 +642,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef Activation act = accept_activation(activation, negative_slope)
     cdef bint from_y = x is None and y is not None, reads_x
     cdef cnp.ndarray a = accept_array(y if from_y else x, "y" if from_y else "x")
-    cdef cnp.ndarray d, of_mask = None, dx = None, dresidual = None
+    cdef cnp.ndarray d, given_y = None, tells, dx = None, dresidual = None
     cdef int channels = accept_axis(axis, a)
     d = accept_like(dy, "dy", a)
     cdef Call call = describe(a, channels, accept_eps(eps))
@@ -668,7 +659,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         _explain.check_can_undo(activation, act.slope, g, residual, a.dtype)
     cdef cnp.ndarray s, t, s64, t64, dgamma = None, dbeta = None
     if y is not None and not from_y:
-        of_mask = accept_like(y, "y", a)
+        given_y = accept_like(y, "y", a)
     elif residual and activation is not None:
         _explain.needs_y(activation)
     if training:
@@ -687,23 +678,21 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     out, out_residual = _explain.as_outs(out) if residual and out is not None else (out, None)
     if need_dx:
         dx = accept_out(out, a, ("y" if from_y else "x", "dy", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
-                        (a, d, None if from_y else of_mask, m, v, g, b, s, t), 2)
+                        (a, d, None if from_y else given_y, m, v, g, b, s, t), 2)
     elif out is not None:
         _explain.useless_out()
     if residual and (whole or sums is not None):
         dresidual = accept_out(out_residual, a,
                                ("x", "dy", "dx", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
-                               (a, d, dx, of_mask, m, v, g, b, s, t), 2)
+                               (a, d, dx, given_y, m, v, g, b, s, t), 2)
     call.backward, call.constant, call.from_y = True, not training, from_y
     call.act, call.activated = act, activation is not None
     call.mean, call.var = doubles(m64), doubles(v64)
     call.origin = call.mean
     if from_y:
         call.origin = doubles(b64)
-    if not residual:
-        of_mask = None
-    elif activation is None:
-        of_mask = d
+    # What tells of act'(z), if not x. Behind a residual without an activation nothing is cut off: any array will do.
+    tells = None if not residual else d if activation is None else given_y
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     check_vector(g_read, &call.gamma, call.channels)
     check_vector(b_read, &call.beta, call.channels)
@@ -716,9 +705,9 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         dgamma, dbeta = gradient_like(g, &call), gradient_like(b, &call)
     if call.measure or need_dx:
         reads_x = call.measure or training or from_y or (call.activated and not residual)
-        run(&call, channels, a, a if reads_x else None, d, dx, of_mask, dresidual if need_dx else None)
+        run(&call, channels, a, a if reads_x else None, d, dx, tells, dresidual if need_dx else None)
     if dresidual is not None and not need_dx:
-        fill_dresidual(call, channels, a, d, None if activation is None else of_mask, dresidual)
+        fill_dresidual(call, channels, a, d, None if activation is None else given_y, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
     return dx, s, t, dgamma, dbeta, dresidual

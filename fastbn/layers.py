@@ -225,11 +225,10 @@ class BatchNorm:
         from_batch = training or mean is None if given is None else not given
         if mean is None and not from_batch:
             _checked_use(given, tracked=False)
-        moves = from_batch and training
-        if not _core.fits(x, self.axis, self.num_features, self.ranks, moves):
+        if not _core.fits(x, self.axis, self.num_features, self.ranks, from_batch and training):
             x = self._checked_input(x, from_batch)
+        moves = from_batch and training and self.track_running_stats and mean is not None
         to: Any
-        moves = moves and self.track_running_stats and mean is not None
         if moves:
             momentum, to = self.momentum, (mean, var, self._num_batches_tracked)
             if not _core.check_running(to, self.num_features, momentum):
@@ -242,7 +241,7 @@ class BatchNorm:
         gamma, beta = self._gamma, self._beta
         eps, axis, activation, slope = self._eps, self.axis, self.activation, self.negative_slope
         stats: Any = None
-        if from_batch and not self.training and np.size(x) == 0:
+        if from_batch and not training and np.size(x) == 0:
             stats = _core.batch_stats(x, axis)
             y = _core.normalize(x, stats[1], stats[2], gamma, beta, eps, axis, activation, slope, residual, out)
         elif from_batch:

@@ -8,8 +8,10 @@ lanes.h             the partial sums of a reduction: 16 float64 in as many regis
 team.pxi            the one place for threads: a range of work items cut into one part per thread
 lanes.pxi           lanes and lines of values of any type
 views.pxi           any strides: values of a channel as one sequence, gathered tile by tile
+places.pxi          the arrays of a call together
 vectors.pxi         the caller's vectors, a number per channel
 sums.pxi            sums of sums, compensated and merged in order, and what follows from them
+numbers.pxi         the coefficients of the loops, which follow from that
 columns.pxi         coefficients of one channel, or of the columns of a row
 activations.pxi     activations, and what their derivatives make of gradients
 gates.pxi           where the derivative of an activation changes, as values of x

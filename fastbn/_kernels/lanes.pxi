@@ -1,4 +1,5 @@
-# Loops over contiguous values. Nothing here knows of strides or threads, and nothing branches inside a loop.
+# Lanes, and lines of values of any type: what loops over contiguous values are made of. Nothing in those knows of
+# strides or threads, and nothing branches inside a loop.
 #
 # Sums run in LANES partial sums of float64, whatever the type of the values: nothing overflows below 1e38 or vanishes
 # above 1e-38, and widening costs less than the memory. Products of two float32 are exact there, so float32 is summed

@@ -2,26 +2,16 @@
 # taken again.
 
 
-cdef inline double first_center(const Plan *plan, Py_ssize_t c, bint *far) noexcept nogil:
-    """About what the first attempt sums: float32 about 0 where that is good enough, else it is `far`."""
-    cdef const Call *call = plan.call
-    far[0] = False
-    if call.backward:
-        far[0] = call.dtype != FLOAT64 and far_from_zero(call, c)
-        return call.origin[c] if call.dtype == FLOAT64 or far[0] else 0.0
-    return first_pivot(call, c) if call.dtype == FLOAT64 else 0.0
-
-
 cdef bint first_centers(const Plan *plan, Py_ssize_t c, Py_ssize_t count, double *centers, bint *far) noexcept nogil:
     """Those of `count` channels from c on; whether any is `far`, and only then which."""
     cdef const Call *call = plan.call
     cdef Py_ssize_t k
     cdef bint any_far = False
-    if call.dtype != FLOAT64 and not (call.backward and any_far_from_zero(call, c, count)):
+    if all_about_0(call, c, count):
         memset(centers, 0, count*sizeof(double))
         return False
     for k in range(count):
-        centers[k] = first_center(plan, c + k, &far[k])
+        centers[k] = first_center(call, c + k, &far[k])
         any_far = any_far or far[k]
     return any_far
 
@@ -36,7 +26,7 @@ cdef void begin_channels(Channel *channels, Py_ssize_t count, const Plan *plan, 
             channels[k].about.gate = gates_of(call)[c + k]
     for k in range(count):
         channels[k].plan, channels[k].c, channels[k].due, channels[k].about.act = plan, c + k, due, call.act
-        channels[k].about.center = first_center(plan, c + k, &channels[k].far)
+        channels[k].about.center = first_center(call, c + k, &channels[k].far)
 
 
 cdef void begin_again(Channel *channel, const Plan *plan, Py_ssize_t c) noexcept nogil:

@@ -7,7 +7,7 @@ cdef enum:
     FEW_BYTES_AHEAD = 64 << 10      # of each array, where rows are cut into folds and a channel has up to BYTES_AHEAD
     BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
     ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
-    LATER = 16384           # bytes, the same in rows that are longer than BYTES_AHEAD
+    LATER = 16384           # bytes, the same where that comes to no whole row
     SOON = 2048             # bytes, the same where that is near
     GROUP_BYTES = 204800    # what a group may take of all arrays that are read: twice as much if it goes alone
     SHORT_RUN = 3072        # bytes of a row, or twice as many: where a group would have fewer, ...

@@ -12,6 +12,7 @@ cdef struct Due:
 # ---- values that must be gathered
 
 cdef struct Tiles:
+    # CHUNK values of a channel, or TILE_BYTES of each of BESIDE channels.
     double x[CHUNK]
     double dy[CHUNK]
     double y[CHUNK]

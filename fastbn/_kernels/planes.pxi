@@ -53,7 +53,7 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
         due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
     while c < end:
         count = next_group(plan, c, end) if call.measure else min(TOGETHER, end - c)
-        if call.measure and plan.whole and ready == NULL:
+        if call.measure and plan.whole and ready == NULL:     # (as it is where a group is larger than GROUP)
             any_again = measure_whole(plan, c, count, again)
         elif call.measure:
             any_again = measure_group(plan, c, count, ready, again)

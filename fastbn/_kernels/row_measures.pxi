@@ -120,21 +120,19 @@ cdef void set_center(Table *table, Py_ssize_t c, double center, bint far) noexce
 
 
 cdef void choose_centers(Table *table) noexcept nogil:
-    """About what the first attempt sums: float32 about 0 where that is good enough."""
+    """About what the first attempt sums."""
     cdef const Call *call = table.call
     cdef Py_ssize_t c
-    cdef bint far, float64 = call.dtype == FLOAT64
+    cdef double center
+    cdef bint far
     table.any_far = False
-    if not (float64 or (call.backward and any_far_from_zero(call, 0, call.channels))):
+    if all_about_0(call, 0, call.channels):
         memset(table.center, 0, table.width*sizeof(double))
         memset(table.far, False, table.width)       # (some may become far yet)
         return
     for c in range(call.channels):
-        if call.backward:
-            far = not float64 and far_from_zero(call, c)
-            set_center(table, c, call.origin[c] if float64 or far else 0.0, far)
-        else:
-            set_center(table, c, first_pivot(call, c), False)
+        center = first_center(call, c, &far)
+        set_center(table, c, center, far)
 
 
 cdef inline Sums sums_of_channel(const Table *table, const ColumnSums *columns, Py_ssize_t c) noexcept nogil:

@@ -34,16 +34,20 @@ cdef inline bint one_axis(const View *v) noexcept nogil:
     return v == NULL or v.axes == 1
 
 
-cdef void lay_out_table(Table *table) noexcept nogil:
-    """Sizes, and where everything stands in the scratch."""
-    cdef Call *call = table.call
-    cdef Py_ssize_t itemsize = table.loops.itemsize, size, k
-    cdef const View *views[ARRAYS]
-    cdef double *columns
+cdef void find_shape(Table *table) noexcept nogil:
+    """Rows and columns, and into how many parts the rows are cut."""
+    cdef const Call *call = table.call
     table.side_by_side = side_by_side(call.channels, call.values)
     table.width = table.side_by_side*call.channels
     table.rows = (call.values + table.side_by_side - 1)//table.side_by_side
     table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
+
+
+cdef void find_places(Table *table) noexcept nogil:
+    """Where rows are, and how the loops go through them."""
+    cdef const Call *call = table.call
+    cdef Py_ssize_t itemsize = table.loops.itemsize, k
+    cdef const View *views[ARRAYS]
     views_of(call, views)
     table.flat = table.in_place = True
     for k in range(ARRAYS):
@@ -59,7 +63,17 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     if table.in_place:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
-    size = padded(table.width)
+    table.columns.holds = holds_back(call, itemsize, HELD_BACK)
+    table.columns.ahead = table.width if table.by_tiles and table.flat else CHUNK   # of tiles, to the next row
+
+
+cdef void lay_out_scratch(Table *table) noexcept nogil:
+    """What stands in the scratch, behind the gates of channels. Of each column: its centre, the sums of all blocks and
+    four vectors more, for coefficients and gates; then numbers of channels, and `far`. scratch_of_part() counts it.
+    """
+    cdef const Call *call = table.call
+    cdef Py_ssize_t size = padded(table.width)
+    cdef double *columns
     table.center = <double *>after_gates(call) + LANES
     table.parts.a = table.center + size
     table.parts.a_low = table.parts.a + size
@@ -73,8 +87,6 @@ cdef void lay_out_table(Table *table) noexcept nogil:
     table.columns.gate.low64, table.columns.gate.high64 = columns, columns + size
     table.columns.gate.low, table.columns.gate.high = columns + 2*size, columns + 3*size
     table.columns.center_below, table.columns.by_x_below = columns + 2*size, columns + 3*size
-    table.columns.holds = holds_back(call, itemsize, HELD_BACK)
-    table.columns.ahead = table.width if table.by_tiles and table.flat else CHUNK   # of tiles, to the next row
     table.columns.width = table.width
     table.columns.channels = call.channels
     table.columns.each = lay_out_numbers(columns + 4*size - LANES, call.channels, call)

@@ -74,7 +74,9 @@ cdef void run_rows(Call *call) noexcept nogil:
     cdef Py_ssize_t some
     table.call = call
     table.loops = choose_loops(call)
-    lay_out_table(&table)
+    find_shape(&table)
+    find_places(&table)
+    lay_out_scratch(&table)
     table.columns.act = call.act
     if has_gates(call):
         find_gates(call, table.loops.find_gates, 0, call.channels)

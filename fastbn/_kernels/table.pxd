@@ -251,7 +251,9 @@ cdef inline Py_ssize_t part_of_channels(const Call *call, Order order) noexcept 
 
 
 cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Order order) noexcept nogil:
-    """Gates and coefficients of so many channels; on rows also of columns, a centre, and sums of all blocks."""
+    """Gates and coefficients of so many channels; on rows also of columns, a centre, and sums of all blocks, as
+    lay_out_scratch() places them.
+    """
     cdef Py_ssize_t rows, columns, gates = bytes_of_gates(call, channels)
     cdef Py_ssize_t each = NUMBERS*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
