@@ -129,9 +129,9 @@ def differing(a, b):
 
 
 def constant(name):
-    """A number in _core.pyx, plane_plan.pxi or views.pxi, as it stands there."""
+    """A number in _core.pyx, plane_plan.pxi or places.pxi, as it stands there."""
     package = Path(__file__).parents[1] / "fastbn"
-    files = ("_core.pyx", "_kernels/plane_plan.pxi", "_kernels/views.pxi")
+    files = ("_core.pyx", "_kernels/plane_plan.pxi", "_kernels/places.pxi")
     source = "".join((package / file).read_text() for file in files)
     return eval(re.search(rf"^(?:cdef Py_ssize_t|   ) {name} = ([\d< ]+)", source, re.MULTILINE).group(1))
 
