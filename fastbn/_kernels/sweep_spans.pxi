@@ -90,7 +90,8 @@ cdef inline void add_rest(const Place *at, Py_ssize_t k, Py_ssize_t length, cons
                           const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
                           lanes_t *t) noexcept nogil:
     """The sums of a row from value k on: results have fewer whole lines."""
-    while k + LANES <= length:
+    cdef Py_ssize_t rest = length - LANES
+    while k <= rest:
         add_beside(at, k, 0, center, z, typed, what, s, t)
         ask_beside(soon, k, True, typed, what)
         k += LANES
