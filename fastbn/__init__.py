@@ -11,6 +11,7 @@ The way of a call, always in this direction::
     _explain.py     conversions and error texts         _dispatch.py   which build of the kernels runs, and why
     _threads.py     what a number of threads means      _integers.py   what counts as an integer
     caffe/          Caffe's layers and files, an optional part      _cpu.pyx   what the CPU is, its floating-point mode
+    optional.py     what such parts check and compute by themselves
     cli.py, commands.py, demo/, bench/  the command `fastbn`
 
 What every result promises: statistics are carried in float64; bits depend on values, shape and memory order of x alone,

@@ -115,28 +115,6 @@ def forget_result():
 # Below this many values a call stays on one thread: a team costs some 5 to 20 us to wake.
 cdef Py_ssize_t PARALLEL_FROM = 65536
 
-# From this many bytes on, a result is written past the cache: it would only push other things out. (With 2 MiB instead,
-# calls on rows of 2 to 3 MiB take 0.8 to 0.9 of their time alone, but 1.03 to 1.5 with what reads the result next.)
-cdef Py_ssize_t STREAM_FROM = 4 << 20
-
-# Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
-# arrays of a call. A forward is faster with them at any size, but for training with a residual (0.97 to 1.06 of the
-# time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
-# sees each line of the result twice. A backward of short rows is faster for longer, since whole lines cost it more
-# (planes of 14x14 0.85 to 0.93, of 7x7 0.92 to 0.98; above that 7x7 1.0 to 1.11).
-cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
-cdef Py_ssize_t SLOW_STREAM_FROM = 32 << 20     # bytes of all arrays; measured with 36 MB of cache
-cdef Py_ssize_t SHORT_ROWS_STREAM_FROM = 128 << 20      # the same of such a backward
-cdef int FEW_THREADS = 4
-
-
-def set_streams_slowly(bint slowly):
-    """Whether this is such a machine; what it was before. No result depends on it."""
-    global STREAMS_SLOWLY
-    before, STREAMS_SLOWLY = STREAMS_SLOWLY, slowly
-    return before
-
-
 cdef int CHOSEN = 0         # set_num_threads; 0: not set
 cdef int MOST = 1           # what the machine grants this process
 
@@ -475,7 +453,7 @@ cdef const View *view_of(cnp.ndarray a, int channels, Py_ssize_t plane, View *v)
     return v
 
 
-# ---- running a kernel
+# ---- what a call hands to a kernel
 
 cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
     """A call on x, with its channels on this axis and everything optional absent."""
@@ -503,6 +481,30 @@ cdef inline bint is_as_described(cnp.ndarray a, cnp.ndarray x, int channels, con
             and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call))
 
 
+# ---- how results are written
+
+# From this many bytes on, a result is written past the cache: it would only push other things out. (With 2 MiB instead,
+# calls on rows of 2 to 3 MiB take 0.8 to 0.9 of their time alone, but 1.03 to 1.5 with what reads the result next.)
+cdef Py_ssize_t STREAM_FROM = 4 << 20
+
+# Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
+# arrays of a call. A forward is faster with them at any size, but for training with a residual (0.97 to 1.06 of the
+# time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
+# sees each line of the result twice. A backward of short rows is faster for longer, since whole lines cost it more
+# (planes of 14x14 0.85 to 0.93, of 7x7 0.92 to 0.98; above that 7x7 1.0 to 1.11).
+cdef bint STREAMS_SLOWLY = _dispatch.streams_slowly
+cdef Py_ssize_t SLOW_STREAM_FROM = 32 << 20     # bytes of all arrays; measured with 36 MB of cache
+cdef Py_ssize_t SHORT_ROWS_STREAM_FROM = 128 << 20      # the same of such a backward
+cdef int FEW_THREADS = 4
+
+
+def set_streams_slowly(bint slowly):
+    """Whether this is such a machine; what it was before. No result depends on it."""
+    global STREAMS_SLOWLY
+    before, STREAMS_SLOWLY = STREAMS_SLOWLY, slowly
+    return before
+
+
 cdef inline Stores stores_of(const Call *call, Order order) noexcept:
     """How its results are best written."""
     cdef Py_ssize_t bytes = call.values*call.channels*itemsize_of(call), least = SLOW_STREAM_FROM
@@ -519,6 +521,8 @@ cdef inline Stores stores_of(const Call *call, Order order) noexcept:
     arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
     return PAST_CACHE if arrays*bytes >= least else BY_CACHE
 
+
+# ---- running a kernel
 
 cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray out,
              cnp.ndarray y=None, cnp.ndarray dresidual=None) except -1:
@@ -723,26 +727,6 @@ cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarr
     return run(&call, channels, order_of, y, dy, dresidual)
 
 
-def floor(cnp.ndarray x not None, cnp.ndarray w, cnp.ndarray y not None, bint stream):
-    """y = x, or y = x + w, as fast as memory goes: what benchmarks compare with.
-
-    Contiguous float32 or float64 arrays of one size, from multiples of 64 bytes on. What is left after lines of 16
-    values is left out.
-    """
-    cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
-    cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
-    cdef int threads = get_threads() if size >= PARALLEL_FROM else 1
-    cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
-    cdef cnp.ndarray a
-    for a in (x, y) if w is None else (x, w, y):  # in C: a small array's copy takes less time than Python's attributes
-        if (not plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or cnp.PyArray_SIZE(a) != size
-                or not cnp.PyArray_IS_C_CONTIGUOUS(a) or <size_t>cnp.PyArray_BYTES(a) % 64):
-            raise ValueError("floor: expected contiguous arrays of one size and dtype, float32 or float64, "
-                             "from multiples of 64 bytes on")
-    check_writeable("floor", y)
-    KERNELS.floor(cnp.PyArray_BYTES(x), added, cnp.PyArray_BYTES(y), size//LANES, dtype, stream, threads)
-
-
 cdef cnp.ndarray gradient_like(cnp.ndarray parameter, const Call *call):
     """A fresh vector for a parameter's gradient: of its type where it is given, else float32 (float64 for float64)."""
     cdef cnp.npy_intp shape = call.channels
@@ -750,13 +734,6 @@ cdef cnp.ndarray gradient_like(cnp.ndarray parameter, const Call *call):
     if parameter is not None:
         kind = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(parameter) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
     return cnp.PyArray_EMPTY(1, &shape, kind, 0)
-
-
-cdef void put_number(cnp.ndarray v, Py_ssize_t c, double number) noexcept:
-    if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
-        (<double *>cnp.PyArray_DATA(v))[c] = number
-    else:
-        (<float *>cnp.PyArray_DATA(v))[c] = <float>number
 
 
 ctypedef fused real:
@@ -796,6 +773,13 @@ cdef inline double number(cnp.ndarray v, Py_ssize_t c) noexcept:
     if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
         return (<double *>cnp.PyArray_DATA(v))[c]
     return (<float *>cnp.PyArray_DATA(v))[c]
+
+
+cdef void put_number(cnp.ndarray v, Py_ssize_t c, double number) noexcept:
+    if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
+        (<double *>cnp.PyArray_DATA(v))[c] = number
+    else:
+        (<float *>cnp.PyArray_DATA(v))[c] = <float>number
 
 
 cdef inline double mixed(cnp.ndarray running, Py_ssize_t c, double new, double weight) noexcept:
@@ -927,3 +911,25 @@ def put(cnp.ndarray to not None, cnp.ndarray values not None):
         memcpy(cnp.PyArray_DATA(to), cnp.PyArray_DATA(values), cnp.PyArray_NBYTES(to))
     else:
         cnp.PyArray_CopyInto(to, values)
+
+
+# ---- for benchmarks
+
+def floor(cnp.ndarray x not None, cnp.ndarray w, cnp.ndarray y not None, bint stream):
+    """y = x, or y = x + w, as fast as memory goes: what benchmarks compare with.
+
+    Contiguous float32 or float64 arrays of one size, from multiples of 64 bytes on. What is left after lines of 16
+    values is left out.
+    """
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
+    cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    cdef int threads = get_threads() if size >= PARALLEL_FROM else 1
+    cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
+    cdef cnp.ndarray a
+    for a in (x, y) if w is None else (x, w, y):  # in C: a small array's copy takes less time than Python's attributes
+        if (not plain(a) or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or cnp.PyArray_SIZE(a) != size
+                or not cnp.PyArray_IS_C_CONTIGUOUS(a) or <size_t>cnp.PyArray_BYTES(a) % 64):
+            raise ValueError("floor: expected contiguous arrays of one size and dtype, float32 or float64, "
+                             "from multiples of 64 bytes on")
+    check_writeable("floor", y)
+    KERNELS.floor(cnp.PyArray_BYTES(x), added, cnp.PyArray_BYTES(y), size//LANES, dtype, stream, threads)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbn import _core, _cpu, _explain
+from fastbn import _core, _explain
+from fastbn._integers import as_integer
 from fastbn.statistics import BatchStats, Gradients, GradientSums, averaged, pooled
 
 __all__ = [
@@ -427,23 +428,3 @@ def stats_of_batches(
     for part in parts:
         _explain.check_variance("batches", part.var)
     return parts
-
-
-# ---- for what optional parts check and compute by themselves
-
-as_any_array, as_dtype = _explain.as_any_array, _explain.as_dtype
-as_integer, as_number = _explain.as_integer, _explain.as_number
-DefaultMode = _cpu.DefaultMode
-
-
-def check_result(
-    out: np.ndarray | None, x: np.ndarray, inputs: Mapping[str, np.ndarray], apart: Mapping[str, np.ndarray | None]
-) -> None:
-    """Raise unless `out`, if any, can take a result like x: one of the inputs itself, but apart from all else."""
-    if out is None:
-        return
-    _explain.check_out(out, x)
-    for name, other in {**apart, **inputs}.items():
-        itself = name in inputs
-        if other is not None and np.may_share_memory(out, other) and not (itself and _core.same_memory(out, other)):
-            _explain.check_overlap(out, name, other, itself)

@@ -1,4 +1,6 @@
 # What is summed, and about what: one of these types, so that it is chosen when this is compiled; they hold nothing.
+# Which of them goes with which formula use_formula() says for whole calls, add_beside() for sums beside results: types
+# cannot be handed on.
 
 
 cdef struct Deviations:         # s += x - center, t += (x - center)**2: the first attempt (float32 about 0)

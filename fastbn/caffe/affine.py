@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastbn
-from fastbn.functional import DefaultMode, as_any_array, check_result
+from fastbn.optional import DefaultMode, as_any_array, check_result
 
 
 class Run(NamedTuple):

@@ -11,7 +11,7 @@ import fastbn
 from fastbn.caffe.affine import floats
 from fastbn.caffe.blobs import Blob, check_writeable
 from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
-from fastbn.functional import DefaultMode, as_dtype, as_number
+from fastbn.optional import DefaultMode, as_dtype, as_number
 
 
 class _Saved(NamedTuple):

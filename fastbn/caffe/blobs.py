@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.functional import as_any_array, as_dtype, as_integer, as_number
+from fastbn.optional import as_any_array, as_dtype, as_integer, as_number
 
 
 class Blob:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from fastbn.functional import as_number
+from fastbn.optional import as_number
 
 PHASES = ("TRAIN", "TEST")
 

@@ -15,7 +15,7 @@ from fastbn.caffe.files import Source, decimal, write
 from fastbn.caffe.graph import Node, nodes
 from fastbn.caffe.scale import Scale
 from fastbn.caffe.shelf import Channels, Options, Shelf, in_layer, phase_of
-from fastbn.functional import as_dtype
+from fastbn.optional import as_dtype
 
 BN_STYLES = ("variance", "invstd")
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
 from fastbn.caffe.blobs import Blob, Filler, check_writeable
 from fastbn.caffe.checks import before_forward
-from fastbn.functional import DefaultMode, as_dtype, as_integer, check_result
+from fastbn.optional import DefaultMode, as_dtype, as_integer, check_result
 
 FillerLike = Filler | Mapping[str, Any] | None
 
@@ -52,6 +52,17 @@ class _Broadcast(ABC):
         if bottom is not None and bottom != shape[start:stop]:
             raise ValueError(f"expected the shape {shape[start:stop]}, axes {start} to {stop - 1} of x, got {bottom}")
         return Run(shape, start, stop)
+
+    def accept(
+        self, x: ArrayLike, name: str, given: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray | None, Run, list[Blob]]:
+        """The bottoms of a forward, the second with a name, as arrays; the axes they share, and the blobs."""
+        x, second = floats("x", x), None if given is None else floats(name, given)
+        try:
+            run = self.run(x.shape, None if second is None else second.shape)
+        except ValueError as error:
+            raise error if second is None else ValueError(f"{name}: {error}") from None
+        return x, second, run, self.blobs_for(run, second is not None)
 
     def blobs_for(self, run: Run, two_bottoms: bool = False) -> list[Blob]:
         """The blobs, new ones before the first forward; ValueError where they do not fit x."""
@@ -177,13 +188,7 @@ class Scale(_Broadcast):
         TypeError, ValueError
             Shapes or types do not fit. Nothing has changed then.
         """
-        x = floats("x", x)
-        second = None if scale is None else floats("scale", scale)
-        try:
-            run = self.run(x.shape, None if second is None else second.shape)
-        except ValueError as error:
-            raise error if second is None else ValueError(f"scale: {error}") from None
-        blobs = self.blobs_for(run, second is not None)
+        x, second, run, blobs = self.accept(x, "scale", scale)
         factor = blobs[0].data if second is None else second
         bias = blobs[-1].data if self.bias_term else None
         saved = before_forward(x, out), run, factor.copy() if second is None else factor, second is not None
@@ -281,13 +286,7 @@ class Bias(_Broadcast):
         -------
         y : ndarray, shape and dtype of x
         """
-        x = floats("x", x)
-        second = None if bias is None else floats("bias", bias)
-        try:
-            run = self.run(x.shape, None if second is None else second.shape)
-        except ValueError as error:
-            raise error if second is None else ValueError(f"bias: {error}") from None
-        blobs = self.blobs_for(run, second is not None)
+        x, second, run, blobs = self.accept(x, "bias", bias)
         y = apply(x, run, None, blobs[0].data if second is None else second, out)
         self.use(blobs, run)
         self._saved = run, x.dtype, second
