@@ -440,6 +440,40 @@ def test_broadcast_x_and_an_out_with_gaps(shape, dtype):
         check(fastbn.batch_norm_backward, dy, x, stats)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", [(37, 2048), (613, 2048), (1031, 2064), (519, 2050), (301, 4096)], ids=str)
+def test_results_of_wide_rows(shape, dtype, activation):
+    """Whose coefficients no first-level cache keeps: each column as if it stood among few others; past the cache, too,
+    wherever the result begins.
+    """
+    rng = np.random.default_rng(14)
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    gamma, beta = rng.standard_normal((2, shape[1]), np.float32)
+    stats = fastbn.batch_stats(x)
+    sums = fastbn.backward_sums(dy, x, stats, gamma, beta, activation=activation)
+    memory = np.empty(x.size + 64, dtype)
+
+    def all_of(columns, place=None):
+        mine = np.ascontiguousarray(x[:, columns]), np.ascontiguousarray(dy[:, columns])
+        own = fastbn.BatchStats(stats.count, stats.mean[columns], stats.var[columns])
+        pair = fastbn.GradientSums(sums.sum_dy[columns], sums.sum_dy_xmu[columns])
+        options = {"activation": activation, "out": place}
+        vectors = gamma[columns], beta[columns]
+        yield fastbn.normalize(mine[0], *own[1:], *vectors, **options)
+        yield fastbn.normalize(mine[0], *own[1:], *vectors, residual=residual[:, columns], **options)
+        yield fastbn.backward_apply(mine[1], mine[0], own, pair, *vectors, **options).dx
+
+    few = [slice(k, k + 16) for k in (0, 496, 1008, 1024, 1360, shape[1] - 16)]
+    expected = [[a.tobytes() for a in all_of(columns)] for columns in few]
+    for offset in (0, 16, 4):
+        start = (-memory.ctypes.data % 64 + offset) // memory.itemsize
+        results = all_of(slice(None), memory[start:][: x.size].reshape(shape))
+        for k, result in enumerate(results):
+            for columns, own in zip(few, expected, strict=True):
+                assert result[:, columns].tobytes() == own[k], (offset, k, columns)
+
+
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
 @pytest.mark.parametrize(
     ("samples", "channels", "length"), [(2, 75, 15), (2, 75, 21), (2, 75, 300), (2, 75, 5000), (70, 160, 49)]

@@ -20,7 +20,6 @@ cdef struct Columns:
     Py_ssize_t width
     bint wide                   # some channels are computed in float64
     bint holds                  # results are held back (see hold_back())
-    Py_ssize_t ahead            # values to what is asked for while results go by way of the cache
     Py_ssize_t channels
     Numbers each                # of every channel
 

@@ -54,13 +54,18 @@ cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ss
 
 
 cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Columns *f, Py_ssize_t column,
-                                  bint stream, bint holds, const stored *typed, const formula *what) noexcept nogil:
-    """The results of whole lines, all of which begin before the last column."""
+                                  Py_ssize_t ahead, bint stream, bint holds, const stored *typed,
+                                  const formula *what) noexcept nogil:
+    """The results of whole lines, all of which begin before the last column. What is so many values `ahead` is asked
+    for; 0: as many as is best in a long run.
+    """
     cdef stored line[LANES]
     cdef stored g[LANES]
-    cdef Py_ssize_t i = 0, ahead = f.ahead
-    if stream:
+    cdef Py_ssize_t i = 0
+    if ahead == 0 and stream:
         ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
+    elif ahead == 0:
+        ahead = CHUNK
     while i < length:
         ask_for_values(at, i + ahead, stream, typed, what)
         if holds:
@@ -77,13 +82,12 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
         i += LANES
 
 
-cdef void results_of_rows(const Place *first_value, Py_ssize_t length, const Columns *columns, Py_ssize_t column,
-                          bint stream, const stored *typed, const formula *what) noexcept nogil:
-    """The results of a run of values, the first of which stands in `column`. With `stream` whole lines of them go past
-    the cache.
+cdef inline void results_of_run(Place at, Py_ssize_t length, const Columns *columns, Columns f, Py_ssize_t column,
+                                Py_ssize_t ahead, bint stream, const stored *typed, const formula *what) noexcept nogil:
+    """The results of a run of values, the first of which stands in `column`. (Columns come twice: once by address, for
+    what is no loop.)
     """
-    cdef Columns f = columns[0]     # nothing that is written changes it
-    cdef Place at = needed(first_value, what), here
+    cdef Place here
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
     if stream and not f.wide:
         first = before_a_line(<const stored *>at.out, length)
@@ -101,12 +105,26 @@ cdef void results_of_rows(const Place *first_value, Py_ssize_t length, const Col
             here = at
             some_results(&here, some, columns, column, typed, what)
         elif stream and columns.holds and is_light(typed, what):
-            lines_of_results(&at, some, &f, column, True, True, typed, what)
+            lines_of_results(&at, some, &f, column, ahead, True, True, typed, what)
         elif stream:
-            lines_of_results(&at, some, &f, column, True, False, typed, what)
+            lines_of_results(&at, some, &f, column, ahead, True, False, typed, what)
         else:
-            lines_of_results(&at, some, &f, column, False, False, typed, what)
+            lines_of_results(&at, some, &f, column, ahead, False, False, typed, what)
         at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
         i += some
         column += some
         column -= width if column >= width else 0
+
+
+cdef void results_of_rows(const Place *first_value, const Steps *step, Py_ssize_t count, Py_ssize_t length,
+                          const Columns *columns, Py_ssize_t column, Py_ssize_t ahead, bint stream,
+                          const stored *typed, const formula *what) noexcept nogil:
+    """The results of `count` runs of values, the first of each in `column`. With `stream` whole lines of them go past
+    the cache.
+    """
+    cdef Columns f = columns[0]     # nothing that is written changes it
+    cdef Place at = needed(first_value, what)
+    while count > 0:
+        results_of_run(at, length, columns, f, column, ahead, stream, typed, what)
+        at = moved(&at, step)
+        count -= 1

@@ -5,7 +5,9 @@ cdef enum:
     ROW_TILE = TILE_LINES*LANES
     SHARED_TILE = 512           # where there are threads to share them
     GATHERED_TILE = 128         # where they must be gathered, since threads have small stacks
-    RESULT_TILE = 1024          # columns whose coefficients stay in a first-level cache
+    MOST_FORWARD = 20 << 10     # bytes of coefficients, up to which a row gets its results as a whole
+    MOST_BACKWARD = 24 << 10
+    FEW_COEFFICIENTS = 16 << 10     # those of a part of it, which a first-level cache keeps next to the values
 
 
 cdef struct Table:
@@ -18,10 +20,11 @@ cdef struct Table:
     Py_ssize_t tile_width
     bint in_place               # no value must be gathered
     bint flat                   # and there are no gaps between rows
-    bint even                   # in place, and rows follow each other with the same step
+    bint even                   # in place, and rows follow each other with the same step where they are read
+    bint steady                 # and where they are written
     Steps row                   # bytes from one to the next
     bint stream
-    bint by_tiles               # wide rows get their results RESULT_TILE columns at a time
+    Py_ssize_t result_width     # columns whose results are computed together, row after row
     bint second                 # attempt: only the tiles that need it
     bint any_far
     double *center              # per column: what the sums are taken about
@@ -43,6 +46,22 @@ cdef void find_shape(Table *table) noexcept nogil:
     table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
 
 
+cdef Py_ssize_t width_of_results(const Table *table) noexcept nogil:
+    """All columns, unless they have more coefficients than a first-level cache keeps: then equal parts of them, which
+    past the cache must begin with a line of the result in all rows. (Zen 4: 2048 and 4096 take .5 to .9 of the time.)
+    """
+    cdef const Call *call = table.call
+    cdef bint slope = call.act.slope != 1
+    cdef Py_ssize_t coefficients = 4 + 2*has_gates(call) + slope if call.backward else 3 + 2*slope
+    cdef Py_ssize_t each = coefficients*<Py_ssize_t>(sizeof(double) if call.dtype == FLOAT64 else sizeof(float))
+    cdef Py_ssize_t most = MOST_BACKWARD if call.backward else MOST_FORWARD
+    if not table.steady or table.width*each <= most:
+        return table.width
+    if table.stream and not (table.flat and table.width*table.loops.itemsize % CACHE_LINE == 0):
+        return table.width
+    return part_length(table.width, FEW_COEFFICIENTS//each)
+
+
 cdef void find_places(Table *table) noexcept nogil:
     """Where rows are, and how the loops go through them."""
     cdef const Call *call = table.call
@@ -55,16 +74,16 @@ cdef void find_places(Table *table) noexcept nogil:
         table.in_place = table.in_place and channels_in_place(views[k], itemsize)
     table.in_place = table.flat or (table.in_place and table.side_by_side == 1)
     table.even = table.flat or (table.in_place and one_axis(call.x) and one_axis(call.dy) and one_axis(call.y))
+    table.steady = table.even and (table.flat or (one_axis(call.out) and one_axis(call.dresidual)))
     table.row = along_row(table.width*itemsize) if table.flat else steps_to_samples(call)
     table.stream = (call.stores == PAST_CACHE and share_lines(call.out, call.dresidual)
                     and (table.flat or (table.in_place and call.channels*itemsize >= 1024)))
-    table.by_tiles = table.width >= 2*RESULT_TILE and table.in_place and not table.stream
+    table.result_width = width_of_results(table)
     table.tile_width = GATHERED_TILE
     if table.in_place:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
     table.columns.holds = holds_back(call, itemsize, HELD_BACK)
-    table.columns.ahead = table.width if table.by_tiles and table.flat else CHUNK   # of tiles, to the next row
 
 
 cdef void lay_out_scratch(Table *table) noexcept nogil:

@@ -10,6 +10,7 @@
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
     RESULT_ITEMS = 32           # that are computed together: where they begin, memory has to be waited for
+    RESULT_ROWS = 8             # of wide rows, that are computed part after part
 
 
 cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
@@ -32,22 +33,47 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
         at = place_of_run(table, start, length, x_tile, dy_tile, y_tile)
         at.out = open_run(table, call.out, start, length, out_tile, False)
         at.dresidual = open_run(table, call.dresidual, start, length, dresidual_tile, False)
-        table.loops.apply_rows(&at, length, &table.columns, start % table.width, table.stream, NULL, NULL)
+        table.loops.apply_rows(&at, &table.row, 1, length, &table.columns, start % table.width, 0, table.stream, NULL,
+                               NULL)
         close_run(table, call.out, start, length, at.out, out_tile)
         close_run(table, call.dresidual, start, length, at.dresidual, dresidual_tile)
         start += length
         left -= length
 
 
-cdef void apply_tile_by_tile(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """The same of wide rows, RESULT_TILE columns at a time."""
-    cdef Py_ssize_t column = 0, row, width = table.width
-    while column < width:
-        row = start
-        while row + column < end:
-            apply_to_part(table, row + column, min(row + min(column + RESULT_TILE, width), end))
-            row += width
-        column += RESULT_TILE
+cdef void apply_to_columns(const Table *table, Py_ssize_t start, Py_ssize_t length, Py_ssize_t end,
+                           Py_ssize_t ahead) noexcept nogil:
+    """The same of `length` values from `start` on and of as many in each row behind, before `end`."""
+    cdef const Call *call = table.call
+    cdef Py_ssize_t count = 1 + (end - start - length)//table.width if start + length <= end else 0
+    cdef Place at = place_of_run(table, start, length, NULL, NULL, NULL)
+    at.out = open_run(table, call.out, start, length, NULL, False)
+    at.dresidual = open_run(table, call.dresidual, start, length, NULL, False)
+    table.loops.apply_rows(&at, &table.row, count, length, &table.columns, start % table.width, ahead, table.stream,
+                           NULL, NULL)
+    start += count*table.width
+    if start < end:             # past the cache: the last row ends before these columns do
+        apply_to_part(table, start, end)
+
+
+cdef void apply_by_columns(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """The same of wide rows, some of them at a time, part after part; past the cache from where a line of the result
+    begins. Asked for is what comes next in these rows, or where they end in the next ones.
+    """
+    cdef Py_ssize_t width = table.width, column, length, rest
+    if table.stream:
+        length = (-<uintptr_t>table.call.out.data % CACHE_LINE)//table.loops.itemsize
+        apply_to_part(table, start, start + length)
+        start += length
+    while start < end:
+        column = 0
+        while column < width:
+            length = min(table.result_width, width - column)
+            rest = width - column - length
+            apply_to_columns(table, start + column, length, min(start + RESULT_ROWS*width, end),
+                             length if rest > 0 else RESULT_ROWS*width - column)
+            column += length
+        start += RESULT_ROWS*width
 
 
 cdef inline Py_ssize_t rows_of_item(const Table *table) noexcept nogil:
@@ -61,8 +87,8 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
     while end > begin:
         if table.call.measure:
             first = max(begin, end - RESULT_ITEMS)
-        if table.by_tiles:
-            apply_tile_by_tile(table, first*some, min(end*some, last))
+        if table.result_width < table.width:
+            apply_by_columns(table, first*some, min(end*some, last))
         else:
             apply_to_part(table, first*some, min(end*some, last))
         end = first
