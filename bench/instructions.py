@@ -38,6 +38,7 @@ KINDS = [
     ("NHWC-relu", (8, 64, 14), "NHWC", "float32", RELU),
     *((f"NHWC-{dtype}", (8, 64, 14), "NHWC", dtype, {}) for dtype in ("float16", "bfloat16")),
     ("NC", (2048, 64, 1), "NC", "float32", {}),
+    ("NC-wide", (128, 4096, 1), "NC", "float32", {}),
     *(("tiny", (32, 64, height), "NCHW", "float32", {}) for height in (2, 3)),  # planes whose values are gathered
     ("many-samples", (256, 8, 14), "NCHW", "float32", {}),
 ]
