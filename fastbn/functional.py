@@ -406,7 +406,7 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
 
 
 def stats_of_batches(
-    batches: Iterable[ArrayLike | BatchStats], axis: int, check: Callable[[str, np.ndarray], None] | None = None
+    batches: Iterable[ArrayLike | BatchStats], axis: int, check: Callable[[np.ndarray], None] | None = None
 ) -> list[BatchStats]:
     """The statistics of each batch, at least one, all of as many channels; `check` raises for what is no batch."""
     if isinstance(batches, (BatchStats, np.ndarray, str)) or not isinstance(batches, Iterable):
@@ -417,7 +417,7 @@ def stats_of_batches(
         if not isinstance(batch, BatchStats):
             batch = _explain.as_array("x", batch)
             if check is not None:
-                check("x", batch)
+                check(batch)
             batch = batch_stats(batch, axis=axis)
         parts.append(batch)
     if not parts:

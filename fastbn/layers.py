@@ -116,8 +116,8 @@ class BatchNorm:
 
     Notes
     -----
-    What `backward` needs is kept as it was given, not copied: x, or after a forward with ``out=x``, and behind a
-    residual with an activation too, y. Until then nothing may be written to it: the gradients would be wrong.
+    What `backward` needs is kept as it is, not copied: x (y, after a forward with ``out=x``), and behind a residual
+    with an activation y as well. If something else is written there before `backward`, its gradients are wrong.
 
     Examples
     --------
@@ -329,16 +329,16 @@ class BatchNorm:
         if any(array is not None and np.may_share_memory(out, array) for array in kept):
             self._saved = None
 
-    def _check_rank(self, name: str, x: np.ndarray) -> None:
+    def _check_rank(self, x: np.ndarray) -> None:
         """That x is an input of this layer, as far as its dimensions tell."""
         if self.ranks is not None and x.ndim not in self.ranks:
             ranks = " or ".join(map(str, self.ranks))
-            raise ValueError(f"{name}: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
+            raise ValueError(f"x: {type(self).__name__} expected {ranks} dimensions, got shape {x.shape}")
 
     def _checked_input(self, x: ArrayLike, from_batch: bool) -> np.ndarray:
         if type(x) is not np.ndarray:
             x = _explain.as_array("x", x)
-        self._check_rank("x", x)
+        self._check_rank(x)
         try:
             channels = x.shape[self.axis] if x.ndim >= 2 else None
         except IndexError:
@@ -607,11 +607,11 @@ def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"), DefaultMode():
         new = given.astype(like.dtype)
         fits = like.dtype.kind == "f" or np.array_equal(new < 0, given < 0)
-    lost = (np.isfinite(new) != np.isfinite(given)) | (not fits)
-    finite = key.startswith("running")
-    if (lost | (finite & ~np.isfinite(new))).any():
-        odd = given[lost | (finite & ~np.isfinite(new))].flat[0]
-        raise ValueError(f"{key}: expected {'finite ' * finite}values in the range of {like.dtype}, got {odd}")
+    lost, wanted = (np.isfinite(new) != np.isfinite(given)) | (not fits), "values"
+    if key.startswith("running"):
+        lost, wanted = lost | ~np.isfinite(new), "finite values"
+    if lost.any():
+        raise ValueError(f"{key}: expected {wanted} in the range of {like.dtype}, got {given[lost].flat[0]}")
     if key in ("running_var", "num_batches_tracked") and (new < 0).any():
         raise ValueError(f"{key}: expected values >= 0, got {new.min()}")
     return new

@@ -466,12 +466,14 @@ def test_results_of_wide_rows(shape, dtype, activation):
 
     few = [slice(k, k + 16) for k in (0, 496, 1008, 1024, 1360, shape[1] - 16)]
     expected = [[a.tobytes() for a in all_of(columns)] for columns in few]
-    for offset in (0, 16, 4):
+    for offset, threads in ((0, 1), (16, 2), (4, 5)):
         start = (-memory.ctypes.data % 64 + offset) // memory.itemsize
-        results = all_of(slice(None), memory[start:][: x.size].reshape(shape))
-        for k, result in enumerate(results):
-            for columns, own in zip(few, expected, strict=True):
-                assert result[:, columns].tobytes() == own[k], (offset, k, columns)
+        place = memory[start:][: x.size].reshape(shape)
+        with fastbn.num_threads(threads):
+            results = all_of(slice(None), place)
+            found = [[result[:, columns].tobytes() for columns in few] for result in results]
+        for k, result in enumerate(found):
+            assert result == [own[k] for own in expected], (offset, threads, k)
 
 
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])

@@ -107,6 +107,7 @@ ALWAYS_INLINE void widen_line_bfloat16(const bfloat16_t *from, float *to) {
 #endif
 }
 
+/* (NaN as in narrow_8_bfloat16().) */
 ALWAYS_INLINE void narrow_line_bfloat16(const float *from, bfloat16_t *to) {
 #ifdef __AVX2__
     __m256i even = _mm256_castps_si256(_mm256_loadu_ps(from)), odd = _mm256_castps_si256(_mm256_loadu_ps(from + 8));

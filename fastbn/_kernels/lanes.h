@@ -104,7 +104,7 @@ static inline lanes_t lanes_widen_float16(const void *p) {
 static inline lanes_t lanes_widen_bfloat16(const void *p) {
     ON_A_LINE float line[16];
 #ifdef __AVX2__
-    lanes_t r;
+    lanes_t r;          /* (unpacked are a and c, then b and d: lanes keep the order of the values) */
     __m256i values = _mm256_loadu_si256((const __m256i *)p), low = _mm256_setzero_si256();
     _mm256_storeu_ps(line, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, values)));
     _mm256_storeu_ps(line + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, values)));

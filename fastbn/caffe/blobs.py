@@ -24,7 +24,7 @@ class Blob:
     data : array_like
         Real numbers, copied.
     dtype : float32 or float64, optional
-        Else that of data, and float64 for all others.
+        None: float32 where data are, else float64.
 
     Raises
     ------
