@@ -287,3 +287,14 @@ def test_a_nan_of_any_bits_stays_nan(dtype, shape):
     assert np.isnan(fastbn.batch_norm_backward(x, x, (zeros, ones), gamma, training=False).dx.astype("f4")).all()
     behind_a_slope = {"activation": "leaky_relu", "training": False, "residual": True, "y": x}
     assert np.isnan(fastbn.batch_norm_backward(x, x, (zeros, ones), gamma, **behind_a_slope).dx.astype("f4")).all()
+
+
+@pytest.mark.parametrize(("dtype", "half"), [(ml_dtypes.bfloat16, 2.0**-8), (np.float16, 2.0**-11)], ids=["b", "f"])
+@pytest.mark.parametrize("length", [7, 49, 64, 300])
+def test_ties_go_to_even(length, dtype, half):
+    """Results halfway between two values of the type, between an even and an odd one either way."""
+    steps = np.arange(2 * 3 * length).reshape(2, 3, length) % 100
+    x = (1 + 2 * half * steps).astype(dtype)
+    y = fastbn.normalize(x, np.zeros(3), np.ones(3), beta=np.full(3, half), eps=0)
+    expected = (1 + 2 * half * (steps + steps % 2)).astype(dtype)  # by hand: an odd number of steps is rounded up
+    assert y.tobytes() == expected.tobytes()
