@@ -476,6 +476,44 @@ def test_results_of_wide_rows(shape, dtype, activation):
             assert result == [own[k] for own in expected], (offset, threads, k)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("shape", [(53003, 100), (220007, 24), (40001, 256), (84001, 64)], ids=str)
+def test_results_in_two_places(shape, activation):
+    """Of rows that no cache holds: each as if there were few others, wherever the result begins, in place, too."""
+    rng = np.random.default_rng(15)
+    x, dy, residual = (rng.standard_normal(shape, np.float32) for _ in range(3))
+    mean, gamma, beta = rng.standard_normal((3, shape[1]), np.float32)
+    var = rng.uniform(0.5, 2, shape[1])
+    var[5] = 1e80 if shape[1] == 64 else 1  # then all rows go through float64
+    own, pair = (fastbn.BatchStats(shape[0], mean, var), fastbn.GradientSums(gamma, beta))
+    memory = np.empty((2, x.size + 64), np.float32)
+    options = {"activation": activation, "axis": -1}
+
+    def all_of(rows, places):
+        mine = x[rows], dy[rows], residual[rows]
+        first = None if places is None else places[0]
+        yield [fastbn.normalize(mine[0], mean, var, gamma, beta, out=first, **options)]
+        yield [fastbn.normalize(mine[0], mean, var, gamma, beta, residual=mine[2], out=first, **options)]
+        yield [fastbn.backward_apply(mine[1], mine[0], own, pair, gamma, beta, out=first, **options).dx]
+        with_residual = {"residual": True, "y": mine[2], "out": places, **options}
+        result = fastbn.backward_apply(mine[1], mine[0], own, pair, gamma, beta, **with_residual)
+        yield [result.dx, result.dresidual]
+        if first is not None:
+            first[...] = mine[0]
+        given = mine[0].copy() if first is None else first
+        yield [fastbn.normalize(given, mean, var, gamma, beta, out=given, **options)]
+
+    few = [slice(k, k + 1000) for k in range(0, shape[0], 1000)]
+    expected = list(zip(*([list(map(np.array, a)) for a in all_of(rows, None)] for rows in few), strict=True))
+    for offset, threads in ((0, 1), (16, 2), (4, 1)):
+        start = (-memory.ctypes.data % 64 + offset) // memory.itemsize
+        places = [one[start:][: x.size].reshape(shape) for one in memory]
+        with fastbn.num_threads(threads):
+            for k, results in enumerate(all_of(slice(None), places)):
+                for result, parts in zip(results, zip(*expected[k], strict=True), strict=True):
+                    assert result.tobytes() == np.concatenate(parts).tobytes(), (offset, threads, k)
+
+
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
 @pytest.mark.parametrize(
     ("samples", "channels", "length"), [(2, 75, 15), (2, 75, 21), (2, 75, 300), (2, 75, 5000), (70, 160, 49)]

@@ -22,8 +22,8 @@ ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t co
 ctypedef void (*sum_rows)(const Place *at, Py_ssize_t places, const Steps *, Py_ssize_t count, Py_ssize_t width,
                           Py_ssize_t ahead, const RowCenters *, double *s, double *t, const void *,
                           const void *) noexcept nogil
-ctypedef void (*apply_rows)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Columns *,
-                            Py_ssize_t column, Py_ssize_t ahead, bint stream, const void *,
+ctypedef void (*apply_rows)(const Place *at, Py_ssize_t places, const Steps *, Py_ssize_t count, Py_ssize_t length,
+                            const Columns *, Py_ssize_t column, Py_ssize_t ahead, bint stream, const void *,
                             const void *) noexcept nogil
 ctypedef void (*fill_columns)(Columns *, bint undone, const void *) noexcept nogil
 ctypedef void (*fill_gates)(Columns *, const Gate *, const void *) noexcept nogil

@@ -4,6 +4,7 @@
 
 cdef enum:
     RESULTS_AHEAD = 4096        # values of x and dy from what is computed to what is asked for, past the cache
+    RESULTS_SOON = 256          # the same in each of two places
 
 
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
@@ -53,14 +54,28 @@ cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ss
         memcpy(at.dresidual, g, bytes)
 
 
-cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Columns *f, Py_ssize_t column,
-                                  Py_ssize_t ahead, bint stream, bint holds, const stored *typed,
+cdef inline void put_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint stream,
+                             const formula *what) noexcept nogil:
+    if stream:
+        stream_results(at, i, line, g, True, what)
+        return
+    ask_for_place(<stored *>at.out + i)
+    put_line(<stored *>at.out + i, line, LANES)
+    if reads_y(what):
+        ask_for_place(<stored *>at.dresidual + i)
+        put_line(<stored *>at.dresidual + i, g, LANES)
+
+
+cdef inline void lines_of_results(const Place *at, const Place *other, bint two, Py_ssize_t length, const Columns *f,
+                                  Py_ssize_t column, Py_ssize_t ahead, bint stream, bint holds, const stored *typed,
                                   const formula *what) noexcept nogil:
-    """The results of whole lines, all of which begin before the last column. What is so many values `ahead` is asked
-    for; 0: as many as is best in a long run.
+    """The results of whole lines, all of which begin before the last column; with `two` of those in the other place,
+    too, in turn. What is so many values `ahead` is asked for; 0: as many as is best in a long run.
     """
     cdef stored line[LANES]
     cdef stored g[LANES]
+    cdef stored other_line[LANES]
+    cdef stored other_g[LANES]
     cdef Py_ssize_t i = 0
     if ahead == 0 and stream:
         ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
@@ -68,63 +83,63 @@ cdef inline void lines_of_results(const Place *at, Py_ssize_t length, const Colu
         ahead = CHUNK
     while i < length:
         ask_for_values(at, i + ahead, stream, typed, what)
+        if two:
+            ask_for_values(other, i + ahead, stream, typed, what)
         if holds:
             hold_back(not is_forward(what))
         compute_line(at, i, <stored *>line, <stored *>g, f, column + i, LANES, what)
-        if stream:
-            stream_results(at, i, <const stored *>line, <const stored *>g, True, what)
-        else:
-            ask_for_place(<stored *>at.out + i)
-            put_line(<stored *>at.out + i, <const stored *>line, LANES)
-            if reads_y(what):
-                ask_for_place(<stored *>at.dresidual + i)
-                put_line(<stored *>at.dresidual + i, <const stored *>g, LANES)
+        if two:                 # before anything is written: coefficients are loaded once
+            compute_line(other, i, <stored *>other_line, <stored *>other_g, f, column + i, LANES, what)
+        put_results(at, i, <const stored *>line, <const stored *>g, stream, what)
+        if two:
+            put_results(other, i, <const stored *>other_line, <const stored *>other_g, stream, what)
         i += LANES
 
 
-cdef inline void results_of_run(Place at, Py_ssize_t length, const Columns *columns, Columns f, Py_ssize_t column,
-                                Py_ssize_t ahead, bint stream, const stored *typed, const formula *what) noexcept nogil:
-    """The results of a run of values, the first of which stands in `column`. (Columns come twice: once by address, for
-    what is no loop.)
+cdef inline void results_of_run(Place at, Place other, bint two, Py_ssize_t length, const Columns *columns, Columns f,
+                                Py_ssize_t column, Py_ssize_t ahead, bint stream, const stored *typed,
+                                const formula *what) noexcept nogil:
+    """The results of a run of values, the first of which stands in `column`; with `two` those in the other place, too,
+    where lines begin as here. (Columns come twice: once by address, for what is no loop.)
     """
     cdef Place here
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
     if stream and not f.wide:
         first = before_a_line(<const stored *>at.out, length)
-    while i < first:            # of half types up to twice LANES
-        some = min(LANES, first - i)
-        here = at
-        some_results(&here, some, columns, column, typed, what)
-        column = (column + some) % width
-        at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
-        i += some
     while i < length:
         some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
-        if some == 0 or f.wide:
-            some = min(LANES, length - i)
+        if i < first or some == 0 or f.wide:
+            some = min(LANES, (first if i < first else length) - i)     # before the first line of half types: twice
             here = at
             some_results(&here, some, columns, column, typed, what)
-        elif stream and columns.holds and is_light(typed, what):
-            lines_of_results(&at, some, &f, column, ahead, True, True, typed, what)
+            if two:
+                here = other
+                some_results(&here, some, columns, column, typed, what)
+        elif stream and (two or columns.holds) and is_light(typed, what):
+            lines_of_results(&at, &other, two, some, &f, column, ahead, True, True, typed, what)
         elif stream:
-            lines_of_results(&at, some, &f, column, ahead, True, False, typed, what)
+            lines_of_results(&at, &other, two, some, &f, column, ahead, True, False, typed, what)
         else:
-            lines_of_results(&at, some, &f, column, ahead, False, False, typed, what)
-        at = shifted(&at, some*<Py_ssize_t>sizeof(stored))
+            lines_of_results(&at, &other, False, some, &f, column, ahead, False, False, typed, what)
+        at, other = shifted(&at, some*<Py_ssize_t>sizeof(stored)), shifted(&other, some*<Py_ssize_t>sizeof(stored))
         i += some
         column += some
-        column -= width if column >= width else 0
+        while column >= width:
+            column -= width
 
 
-cdef void results_of_rows(const Place *first_value, const Steps *step, Py_ssize_t count, Py_ssize_t length,
-                          const Columns *columns, Py_ssize_t column, Py_ssize_t ahead, bint stream,
+cdef void results_of_rows(const Place *first, Py_ssize_t places, const Steps *step, Py_ssize_t count,
+                          Py_ssize_t length, const Columns *columns, Py_ssize_t column, Py_ssize_t ahead, bint stream,
                           const stored *typed, const formula *what) noexcept nogil:
-    """The results of `count` runs of values, the first of each in `column`. With `stream` whole lines of them go past
-    the cache.
+    """The results of `count` runs of values, the first of each in `column`; with two places (float32, past the cache)
+    of as many from each on. With `stream` whole lines of them go past the cache.
     """
     cdef Columns f = columns[0]     # nothing that is written changes it
-    cdef Place at = needed(first_value, what)
+    cdef Place at = needed(&first[0], what), other = needed(&first[places - 1], what)
     while count > 0:
-        results_of_run(at, length, columns, f, column, ahead, stream, typed, what)
-        at = moved(&at, step)
+        if stored is float and places == 2:
+            results_of_run(at, other, True, length, columns, f, column, ahead, True, typed, what)
+        else:
+            results_of_run(at, at, False, length, columns, f, column, ahead, stream, typed, what)
+        at, other = moved(&at, step), moved(&other, step)
         count -= 1

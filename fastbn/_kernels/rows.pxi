@@ -33,23 +33,41 @@ cdef void apply_to_part(const Table *table, Py_ssize_t start, Py_ssize_t end) no
         at = place_of_run(table, start, length, x_tile, dy_tile, y_tile)
         at.out = open_run(table, call.out, start, length, out_tile, False)
         at.dresidual = open_run(table, call.dresidual, start, length, dresidual_tile, False)
-        table.loops.apply_rows(&at, &table.row, 1, length, &table.columns, start % table.width, 0, table.stream, NULL,
-                               NULL)
+        table.loops.apply_rows(&at, 1, &table.row, 1, length, &table.columns, start % table.width, 0, table.stream,
+                               NULL, NULL)
         close_run(table, call.out, start, length, at.out, out_tile)
         close_run(table, call.dresidual, start, length, at.dresidual, dresidual_tile)
         start += length
         left -= length
 
 
+cdef inline Place place_of_results(const Table *table, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """Where a run of values is read and written, all of it in place."""
+    cdef Place at = place_of_run(table, start, length, NULL, NULL, NULL)
+    at.out = open_run(table, table.call.out, start, length, NULL, False)
+    at.dresidual = open_run(table, table.call.dresidual, start, length, NULL, False)
+    return at
+
+
+cdef void apply_in_two_places(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """The same of whole rows: half of them, and as many behind them where lines of the result begin as in the first."""
+    cdef Py_ssize_t rows = CACHE_LINE, half
+    cdef Place at[2]
+    while rows > 1 and (rows//2)*table.width*table.loops.itemsize % CACHE_LINE == 0:
+        rows //= 2
+    half = (end - start)//(2*rows*table.width)*rows*table.width
+    at[0] = place_of_results(table, start, half)
+    at[1] = place_of_results(table, start + half, half)
+    table.loops.apply_rows(at, 2, &table.row, 1, half, &table.columns, 0, RESULTS_SOON, True, NULL, NULL)
+    apply_to_part(table, start + 2*half, end)
+
+
 cdef void apply_to_columns(const Table *table, Py_ssize_t start, Py_ssize_t length, Py_ssize_t end,
                            Py_ssize_t ahead) noexcept nogil:
     """The same of `length` values from `start` on and of as many in each row behind, before `end`."""
-    cdef const Call *call = table.call
     cdef Py_ssize_t count = 1 + (end - start - length)//table.width if start + length <= end else 0
-    cdef Place at = place_of_run(table, start, length, NULL, NULL, NULL)
-    at.out = open_run(table, call.out, start, length, NULL, False)
-    at.dresidual = open_run(table, call.dresidual, start, length, NULL, False)
-    table.loops.apply_rows(&at, &table.row, count, length, &table.columns, start % table.width, ahead, table.stream,
+    cdef Place at = place_of_results(table, start, length)
+    table.loops.apply_rows(&at, 1, &table.row, count, length, &table.columns, start % table.width, ahead, table.stream,
                            NULL, NULL)
     start += count*table.width
     if start < end:             # past the cache: the last row ends before these columns do
@@ -87,7 +105,9 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
     while end > begin:
         if table.call.measure:
             first = max(begin, end - RESULT_ITEMS)
-        if table.result_width < table.width:
+        if table.in_two_places:
+            apply_in_two_places(table, first*some, min(end*some, last))
+        elif table.result_width < table.width:
             apply_by_columns(table, first*some, min(end*some, last))
         else:
             apply_to_part(table, first*some, min(end*some, last))
