@@ -477,17 +477,34 @@ def test_results_of_wide_rows(shape, dtype, activation):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("shape", [(53003, 100), (220007, 24), (40001, 256), (84001, 64)], ids=str)
-def test_results_in_two_places(shape, activation):
-    """Of rows that no cache holds: each as if there were few others, wherever the result begins, in place, too."""
+@pytest.mark.parametrize(
+    ("dtype", "shape", "axis"),
+    [
+        (np.float32, (53003, 100), -1),
+        (np.float32, (220007, 24), -1),
+        (np.float32, (40001, 256), -1),
+        (np.float32, (84001, 64), -1),
+        (np.float32, (7, 96, 1681), 1),
+        (np.float32, (5, 97, 2500), 1),
+        (np.float32, (6, 97, 2501), 1),
+        (np.float32, (41, 64, 14, 31), 1),
+        (np.float64, (9, 64, 1500), 1),
+        (np.float64, (7, 60, 1402), 1),  # half of the samples end within a line of 16 values
+    ],
+    ids=str,
+)
+def test_results_in_two_places(dtype, shape, axis, activation):
+    """Of arrays that no cache holds: each row or sample as if there were few others, wherever the result begins, in
+    place, too.
+    """
     rng = np.random.default_rng(15)
-    x, dy, residual = (rng.standard_normal(shape, np.float32) for _ in range(3))
-    mean, gamma, beta = rng.standard_normal((3, shape[1]), np.float32)
-    var = rng.uniform(0.5, 2, shape[1])
-    var[5] = 1e80 if shape[1] == 64 else 1  # then all rows go through float64
-    own, pair = (fastbn.BatchStats(shape[0], mean, var), fastbn.GradientSums(gamma, beta))
-    memory = np.empty((2, x.size + 64), np.float32)
-    options = {"activation": activation, "axis": -1}
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    mean, gamma, beta = rng.standard_normal((3, shape[axis]), np.float32)
+    var = rng.uniform(0.5, 2, shape[axis])
+    var[5] = 1e80 if shape[axis] == 64 else 1  # computed in float64; of rows all then are
+    own, pair = fastbn.BatchStats(100, mean, var), fastbn.GradientSums(gamma, beta)
+    memory = np.empty((2, x.size + 64), dtype)
+    options = {"activation": activation, "axis": axis}
 
     def all_of(rows, places):
         mine = x[rows], dy[rows], residual[rows]
@@ -503,9 +520,10 @@ def test_results_in_two_places(shape, activation):
         given = mine[0].copy() if first is None else first
         yield [fastbn.normalize(given, mean, var, gamma, beta, out=given, **options)]
 
-    few = [slice(k, k + 1000) for k in range(0, shape[0], 1000)]
+    some = 1000 if axis == -1 else 1
+    few = [slice(k, k + some) for k in range(0, shape[0], some)]
     expected = list(zip(*([list(map(np.array, a)) for a in all_of(rows, None)] for rows in few), strict=True))
-    for offset, threads in ((0, 1), (16, 2), (4, 1)):
+    for offset, threads in ((0, 1), (16, 2), (8, 1)):
         start = (-memory.ctypes.data % 64 + offset) // memory.itemsize
         places = [one[start:][: x.size].reshape(shape) for one in memory]
         with fastbn.num_threads(threads):

@@ -10,8 +10,8 @@ ctypedef void (*sum_neighbours)(const Place *at, const Steps *sample, const Step
 ctypedef void (*sum_channels)(const Place *at, const Steps *sample, const Steps *neighbour, Py_ssize_t channels,
                               Py_ssize_t rows, Py_ssize_t length, const Centers *, double *s, double *t, const void *,
                               const void *) noexcept nogil
-ctypedef void (*apply_spans)(const Place *at, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
-                             Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
+ctypedef void (*apply_spans)(const Place *at, Py_ssize_t places, const Steps *, Py_ssize_t count, Py_ssize_t length,
+                             const Numbers *, Py_ssize_t k, Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*put_owed_values)(Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Folds *,

@@ -52,9 +52,24 @@ cdef void apply_to_rows(const Due *due, Py_ssize_t first, Py_ssize_t row, Py_ssi
     cdef Place at
     while row < end:
         at = row_of(plan.call, due.c + first, row)
-        plan.loops.apply_spans(&at, &plan.neighbour, due.count - first, plan.plane, &due.numbers, first, due.carry,
+        plan.loops.apply_spans(&at, 1, &plan.neighbour, due.count - first, plan.plane, &due.numbers, first, due.carry,
                                NULL, NULL)
         row += 1
+
+
+cdef void apply_to_two_samples(const Due *due) noexcept nogil:
+    """The results of all rows: of half of the samples, and of those behind them."""
+    cdef const Plan *plan = due.plan
+    cdef Carry carry[2]
+    cdef Place at[2]
+    cdef Py_ssize_t row, half = plan.rows//2
+    carry[0], carry[1] = due.carry[0], due.carry[0]
+    for row in range(half):
+        at[0], at[1] = row_of(plan.call, due.c, row), row_of(plan.call, due.c, row + half)
+        plan.loops.apply_spans(at, 2, &plan.neighbour, due.count, plan.plane, &due.numbers, 0, carry, NULL, NULL)
+    plan.loops.put_owed(&carry[0], NULL, NULL)
+    plan.loops.put_owed(&carry[1], NULL, NULL)
+    apply_to_rows(due, 0, 2*half, plan.rows)
 
 
 cdef void apply_to_values(const Due *due, Py_ssize_t k, Py_ssize_t count, Py_ssize_t begin,
@@ -74,7 +89,7 @@ cdef void apply_in_place(const Due *due, Py_ssize_t k, Py_ssize_t begin, Py_ssiz
         length = min(left, run - start)
         at = row_of(plan.call, due.c + k, row)
         at = shifted(&at, start*plan.loops.itemsize)
-        plan.loops.apply_spans(&at, &plan.neighbour, 1, length, &due.numbers, k, due.carry, NULL, NULL)
+        plan.loops.apply_spans(&at, 1, &plan.neighbour, 1, length, &due.numbers, k, due.carry, NULL, NULL)
         left -= length
         row += 1
         start = 0
@@ -96,7 +111,7 @@ cdef void apply_to_tiles(const Due *due, Py_ssize_t k, Py_ssize_t count, Py_ssiz
         at, step = gathered(plan, c, count, begin, length, &tiles), to_gathered(plan, begin, length)
         at.out = open_tiles(call.out, c, begin, length, itemsize, out_tiles)
         at.dresidual = open_tiles(call.dresidual, c, begin, length, itemsize, dresidual_tiles)
-        plan.loops.apply_spans(&at, &step, count, length, &due.numbers, k, NULL, NULL, NULL)
+        plan.loops.apply_spans(&at, 1, &step, count, length, &due.numbers, k, NULL, NULL, NULL)
         close_tiles(call.out, c, count, begin, length, itemsize, at.out, out_tiles)
         close_tiles(call.dresidual, c, count, begin, length, itemsize, at.dresidual, dresidual_tiles)
         begin += length
@@ -106,6 +121,9 @@ cdef void apply_all(const Due *due) noexcept nogil:
     """The results of all channels that are due, in the order of memory."""
     cdef const Plan *plan = due.plan
     cdef Py_ssize_t k, position = 0, some
+    if plan.two_samples:
+        apply_to_two_samples(due)
+        return
     if plan.run == plan.plane:
         apply_to_rows(due, 0, 0, plan.rows)
         return

@@ -5,7 +5,8 @@
 # sums are put away in compensated sums; the blocks of a column are merged in order, then the columns of a channel.
 # Threads share the (block, tile of columns) pairs, so that narrow and wide arrays alike keep them busy.
 #
-# The results come from the last rows to the first: what the sums have read last is still in the cache.
+# The results come from the last rows to the first: what the sums have read last is still in the cache. Past the cache
+# short rows get theirs in two places at once.
 
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
@@ -49,7 +50,7 @@ cdef inline Place place_of_results(const Table *table, Py_ssize_t start, Py_ssiz
     return at
 
 
-cdef void apply_in_two_places(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+cdef void apply_rows_in_two_places(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
     """The same of whole rows: half of them, and as many behind them where lines of the result begin as in the first."""
     cdef Py_ssize_t rows = CACHE_LINE, half
     cdef Place at[2]
@@ -106,7 +107,7 @@ cdef void apply_items(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
         if table.call.measure:
             first = max(begin, end - RESULT_ITEMS)
         if table.in_two_places:
-            apply_in_two_places(table, first*some, min(end*some, last))
+            apply_rows_in_two_places(table, first*some, min(end*some, last))
         elif table.result_width < table.width:
             apply_by_columns(table, first*some, min(end*some, last))
         else:

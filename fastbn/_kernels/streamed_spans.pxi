@@ -159,24 +159,42 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const
         prefetch_lanes(<const stored *>at.y + i, later)
 
 
-cdef inline Py_ssize_t stream_lines(const Place *at, Py_ssize_t i, Py_ssize_t length, const Coefficients *f, bint past,
-                                    const stored *typed, const formula *what) noexcept nogil:
-    """The whole lines from value i of a row on; where they end."""
-    cdef Py_ssize_t rest = length - LANES
+cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint two, Py_ssize_t i, Py_ssize_t length,
+                                    const Coefficients *f, bint past, const stored *typed,
+                                    const formula *what) noexcept nogil:
+    """The whole lines from value i of a row on, with `two` in turn with those of the other; where they end."""
+    cdef Py_ssize_t rest = length - LANES, ahead = CHUNK//8 if two else CHUNK
+    cdef stored line[LANES]
+    cdef stored g[LANES]
+    cdef stored other_line[LANES]
+    cdef stored other_g[LANES]
     while i <= rest:
-        ask_for_values(at, i + CHUNK, False, typed, what)
-        stream_some(at, i, f, past, typed, what)
+        ask_for_values(at, i + ahead, False, typed, what)
+        if two:
+            ask_for_values(other, i + ahead, False, typed, what)
+        compute_line(at, i, <stored *>line, <stored *>g, f, 0, LANES, what)
+        if two:
+            compute_line(other, i, <stored *>other_line, <stored *>other_g, f, 0, LANES, what)
+        stream_results(at, i, <const stored *>line, <const stored *>g, past, what)
+        if two:
+            stream_results(other, i, <const stored *>other_line, <const stored *>other_g, past, what)
         i += LANES
     return i
 
 
-cdef inline void stream_span(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssize_t k, Carry *carry,
-                             const stored *typed, const formula *what) noexcept nogil:
-    """By whole lines, past the cache or as if."""
+cdef inline void stream_span(const Place *at, const Place *other, bint two, Py_ssize_t length, const Numbers *f,
+                             Py_ssize_t k, Carry *carry, const stored *typed, const formula *what) noexcept nogil:
+    """By whole lines, past the cache or as if. With `two` another row of the channel, too, where the LANES of the
+    result begin as here: there is a second carry then.
+    """
     cdef Coefficients own = coefficients(f, k, typed, what)
     cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
-    if carry.past or not is_forward(what):
-        i = stream_lines(at, i, length, &own, True, typed, what)
+    if two:
+        stream_first(other, &own, carry + 1, typed, what)
+    if two or carry.past or not is_forward(what):
+        i = stream_lines(at, other, two, i, length, &own, True, typed, what)
     else:
-        i = stream_lines(at, i, length, &own, False, typed, what)
+        i = stream_lines(at, other, two, i, length, &own, False, typed, what)
     owe(carry, at, length, length - i, f, k, typed, what)
+    if two:
+        owe(carry + 1, other, length, length - i, f, k, typed, what)
