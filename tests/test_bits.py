@@ -532,6 +532,39 @@ def test_results_in_two_places(dtype, shape, axis, activation):
                     assert result.tobytes() == np.concatenate(parts).tobytes(), (offset, threads, k)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("offset", [0, 16, 32])
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_many_channels_in_place(samples, offset, threads):
+    """Whose results are written by whole lines, some channels after the others: what one of them leaves of a line is
+    written once, or its results would be normalised again. Each channel as if it stood alone.
+    """
+    rng = np.random.default_rng(16)
+    x, dy = rng.standard_normal((2, samples, 200, 12769), np.float32)
+    mean, gamma, beta = rng.standard_normal((3, 200), np.float32)
+    stats, sums = fastbn.BatchStats(100, mean, np.ones(200)), fastbn.GradientSums(gamma, beta)
+    memory = np.empty(x.size + 64, np.float32)
+    start = (-memory.ctypes.data % 64 + offset) // 4
+    place = memory[start:][: x.size].reshape(x.shape)
+
+    def alone(c, x, dy):
+        one = slice(c, c + 1)
+        own, pair = fastbn.BatchStats(100, mean[one], np.ones(1)), fastbn.GradientSums(gamma[one], beta[one])
+        yield fastbn.normalize(x[:, one], *own[1:], gamma[one], beta[one])
+        yield fastbn.backward_apply(dy[:, one], x[:, one], own, pair, gamma[one]).dx
+
+    channels = [0, 63, 64, 65, 66, 67, 127, 128, 133, 134, 191, 192, 199]
+    with fastbn.num_threads(threads):
+        place[...] = x
+        y = fastbn.normalize(place, *stats[1:], gamma, beta, out=place).copy()
+        place[...] = dy
+        dx = fastbn.backward_apply(place, x, stats, sums, gamma, out=place).dx
+        for c in channels:
+            one_y, one_dx = alone(c, x, dy)
+            assert y[:, c : c + 1].tobytes() == one_y.tobytes(), c
+            assert dx[:, c : c + 1].tobytes() == one_dx.tobytes(), c
+
+
 @pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
 @pytest.mark.parametrize(
     ("samples", "channels", "length"), [(2, 75, 15), (2, 75, 21), (2, 75, 300), (2, 75, 5000), (70, 160, 49)]

@@ -150,7 +150,8 @@ cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
     return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_PLACES
-            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
+            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1
+            and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
 
 
 cdef Plan make_plan(const Call *call) noexcept nogil:

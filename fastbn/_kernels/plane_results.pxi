@@ -63,7 +63,8 @@ cdef void apply_to_two_samples(const Due *due) noexcept nogil:
     cdef Carry carry[2]
     cdef Place at[2]
     cdef Py_ssize_t row, half = plan.rows//2
-    carry[0], carry[1] = due.carry[0], due.carry[0]
+    begin_carry(&carry[0], plan.call, plan.holds, plan.near, plan.asks)
+    carry[1] = carry[0]
     for row in range(half):
         at[0], at[1] = row_of(plan.call, due.c, row), row_of(plan.call, due.c, row + half)
         plan.loops.apply_spans(at, 2, &plan.neighbour, due.count, plan.plane, &due.numbers, 0, carry, NULL, NULL)
