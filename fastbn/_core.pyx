@@ -7,7 +7,7 @@ or finds out what is wrong and raises the error; nothing has been written by the
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN, isfinite
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
 from fastbn._kernels.table cimport *
+from fastbn.statistics import BatchStats, Gradients, GradientSums
 
 cdef extern from "platform.h":
     ctypedef unsigned int fp_mode
@@ -474,11 +475,14 @@ cdef inline Py_ssize_t itemsize_of(const Call *call) noexcept:
     return 8 if call.dtype == FLOAT64 else 4
 
 
-cdef inline bint is_as_described(cnp.ndarray a, cnp.ndarray x, int channels, const Call *call) noexcept:
-    """Whether an array still is what was checked: an __array__ of the caller's may have changed it since."""
-    return (cnp.PyArray_SAMESHAPE(a, x) and channels < cnp.PyArray_NDIM(a)
+cdef inline int check_described(cnp.ndarray a, cnp.ndarray x, int channels, const Call *call) except -1:
+    """That an array, if any, still is what was checked: an __array__ of the caller's may have changed it since."""
+    if a is not None and not (
+            cnp.PyArray_SAMESHAPE(a, x) and channels < cnp.PyArray_NDIM(a)
             and cnp.PyArray_DIM(a, channels) == call.channels and cnp.PyArray_SIZE(a) == call.values*call.channels
-            and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call))
+            and cnp.PyArray_ITEMSIZE(a) == itemsize_of(call)):
+        _explain.has_changed()
+    return 0
 
 
 # ---- how results are written
@@ -531,11 +535,13 @@ cdef int run(Call *call, int channels, cnp.ndarray order_of, cnp.ndarray x, cnp.
     cdef Order order
     cdef Py_ssize_t scratch
     cdef char *memory = NULL
-    cdef cnp.ndarray a
+    check_described(order_of, order_of, channels, call)
+    check_described(x, order_of, channels, call)
+    check_described(dy, order_of, channels, call)
+    check_described(out, order_of, channels, call)
+    check_described(y, order_of, channels, call)
+    check_described(dresidual, order_of, channels, call)
     call.x = call.dy = call.out = call.y = call.dresidual = NULL
-    for a in (order_of, x, dy, out, y, dresidual):
-        if a is not None and not is_as_described(a, order_of, channels, call):
-            _explain.has_changed()
     order = memory_order(order_of, channels)
     if call.values == 0:
         return 0
@@ -563,6 +569,12 @@ cdef cnp.ndarray new_vector(Py_ssize_t channels):
     return cnp.PyArray_ZEROS(1, &shape, cnp.NPY_FLOAT64, 0)
 
 
+cdef object value_of(object kind, tuple parts):
+    """A BatchStats, GradientSums or Gradients of parts that need no checks."""
+    cdef tuple arguments = (parts,)
+    return (<PyTypeObject *>tuple).tp_new(kind, <PyObject *>arguments, NULL)
+
+
 cdef cnp.ndarray read_only(cnp.ndarray v):
     cnp.PyArray_CLEARFLAGS(v, cnp.NPY_ARRAY_WRITEABLE)
     return v
@@ -571,7 +583,7 @@ cdef cnp.ndarray read_only(cnp.ndarray v):
 # ---- the calls of functional.py
 
 def batch_stats(x, axis):
-    """(count, mean, var) of x."""
+    """The BatchStats of x."""
     cdef cnp.ndarray a = accept_array(x, "x")
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, 0)
@@ -580,11 +592,11 @@ def batch_stats(x, axis):
     call.mean = call.origin = doubles(mean)
     call.var = doubles(var)
     run(&call, channels, a, a, None, None)
-    return call.values, read_only(mean), read_only(var)
+    return value_of(BatchStats, (call.values, read_only(mean), read_only(var)))
 
 
 def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out):
-    """(y, (count, mean, var)): statistics and result in one go."""
+    """(y, BatchStats): statistics and result in one go."""
     cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
     cdef Call call = describe(a, channels, accept_eps(eps))
@@ -605,7 +617,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     call.mean = call.origin = doubles(mean)
     call.var = doubles(var)
     run(&call, channels, a, a, r, y)
-    return y, (call.values, read_only(mean), read_only(var))
+    return y, value_of(BatchStats, (call.values, read_only(mean), read_only(var)))
 
 
 def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, residual, out):
@@ -636,10 +648,8 @@ def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, 
 
 def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx,
              need_params, out, whole):
-    """(dx or None, sum_dy, sum_dy_xmu, dgamma, dbeta, dresidual or None): a whole backward, or one of its two halves.
-
-    `sums` None: they are taken from dy and x where something needs them. `whole`: x is all that the statistics came
-    from, so the counts must agree.
+    """Gradients: a whole backward or, from `sums`, its second half. Not `whole` and without sums its first half:
+    GradientSums. Of a whole one x is all that the statistics came from, so the counts must agree.
     """
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
     need_params, residual = accept_flag(need_params, "need_params"), accept_flag(residual, "residual")
@@ -650,7 +660,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     cdef int channels = accept_axis(axis, a)
     d = accept_like(dy, "dy", a)
     cdef Call call = describe(a, channels, accept_eps(eps))
-    count, mean, var = _explain.as_stats(stats, training)
+    count, mean, var = stats if type(stats) is BatchStats else _explain.as_stats(stats, training)
     cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_needed(var, "stats.var", call.channels), v64 = in_float64(v)
     check_variance(v64, "stats.var")
@@ -714,7 +724,9 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
         fill_dresidual(call, channels, a, d, None if activation is None else given_y, dresidual)
     if need_params:
         put_gradients(&call, dgamma, dbeta)
-    return dx, s, t, dgamma, dbeta, dresidual
+    if sums is None and not whole:
+        return value_of(GradientSums, (read_only(s), read_only(t)))
+    return value_of(Gradients, (dx, dgamma, dbeta, dresidual))
 
 
 cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarray dy, cnp.ndarray y,
@@ -816,14 +828,16 @@ cpdef bint check_running(tuple to, Py_ssize_t channels, object momentum) except 
     return momentum is None or (type(momentum) is float and 0 <= <double>momentum <= 1)
 
 
-def move_running(tuple to not None, cnp.ndarray mean not None, cnp.ndarray var not None, double correction,
-                 object weight, object batches, bint finite_only):
-    """Move running statistics towards mean and var*correction, contiguous vectors of float64.
+def move_running(tuple to not None, object stats, object weight, object batches, bint finite_only):
+    """Move running statistics towards the mean and the unbiased variance of BatchStats of two values or more.
 
     `to` is (running_mean, running_var, tracked). `batches` is what the 0-d `tracked` becomes, None: one more than
     before. `weight` None: 1/batches. Returns None when all is written. Where a channel would not be finite, nothing is
     written and a list of these channels is returned; with `finite_only` all other channels are written.
     """
+    cdef tuple parts = <tuple>stats     # unchecked: of a subtype
+    cdef cnp.ndarray mean = parts[1], var = parts[2]
+    cdef double count = parts[0], correction = count/(count - 1)
     cdef Py_ssize_t c
     cdef double new_mean, new_var, new_weight
     cdef bint write

@@ -85,8 +85,7 @@ def batch_norm(
     >>> y.ravel(), stats.mean, stats.var
     (array([-1.,  1.]), array([2.]), array([1.]))
     """
-    y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out)
-    return y, BatchStats._of(stats)
+    return _core.batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out)
 
 
 def normalize(
@@ -167,7 +166,7 @@ def batch_stats(x: ArrayLike, *, axis: int = 1) -> BatchStats:
     >>> fastbn.batch_stats(np.array([[1.0, 10.0], [3.0, 10.0]]))
     BatchStats(count=2, mean=array([ 2., 10.]), var=array([1., 0.]))
     """
-    return BatchStats._of(_core.batch_stats(x, axis))
+    return _core.batch_stats(x, axis)
 
 
 def batch_norm_backward(
@@ -250,11 +249,10 @@ def batch_norm_backward(
     >>> gradients.dbeta, gradients.dgamma
     (array([2.]), array([0.]))
     """
-    dx, _, _, dgamma, dbeta, dresidual = _core.backward(
+    return _core.backward(
         dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, need_dx,
         need_params, out, True,
     )  # fmt: skip
-    return Gradients(dx, dgamma, dbeta, dresidual)
 
 
 def backward_sums(
@@ -300,11 +298,10 @@ def backward_sums(
     >>> fastbn.backward_sums(np.ones((2, 1)), x, fastbn.batch_stats(x))
     GradientSums(sum_dy=array([2.]), sum_dy_xmu=array([0.]))
     """
-    _, sum_dy, sum_dy_xmu, _, _, _ = _core.backward(
+    return _core.backward(
         dy, x, stats, None, gamma, beta, eps, axis, activation, negative_slope, residual, y, training, False, True,
         None, False,
     )  # fmt: skip
-    return GradientSums(sum_dy, sum_dy_xmu)
 
 
 def backward_apply(
@@ -359,11 +356,10 @@ def backward_apply(
     >>> np.allclose(part.dx, fastbn.batch_norm_backward(dy, x, fastbn.batch_stats(x)).dx[4:])
     True
     """
-    dx, _, _, dgamma, dbeta, dresidual = _core.backward(
+    return _core.backward(
         dy, x, stats, _explain.as_sums(sums), gamma, beta, eps, axis, activation, negative_slope, residual, y, training,
         need_dx, need_params, out, False,
     )  # fmt: skip
-    return Gradients(dx, dgamma, dbeta, dresidual)
 
 
 def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1, method: str = "pooled") -> BatchStats:

@@ -250,12 +250,10 @@ class BatchNorm:
             y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
         vectors = _core.copies(gamma, beta, None if from_batch else mean, None if from_batch else var)
         if moves:
-            count, new_mean, new_var = stats
-            correction = count / (count - 1)
-            odd = _core.move_running(to, new_mean, new_var, correction, momentum, None, False)
+            odd = _core.move_running(to, stats, momentum, None, False)
             if odd is not None:
                 self._forget_what_is_lost(out)  # a warning may be an error
-                self._move_the_others(odd, to, new_mean, new_var, correction, momentum, None)
+                self._move_the_others(odd, to, stats, momentum, None)
         reads_y = in_place or (residual is not None and activation is not None)
         self._saved = (
             None if in_place else x, y if reads_y else None, stats, vectors, from_batch, residual is not None,
@@ -300,17 +298,18 @@ class BatchNorm:
         x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
         affine = dgamma is not None
         gamma, beta = (vectors[0], vectors[1]) if affine else (None, None)
-        stats = BatchStats._of(stats) if from_batch else (vectors[-2], vectors[-1])
+        if not from_batch:
+            stats = vectors[-2], vectors[-1]
         if x is None:
             _check_can_undo(activation, slope, gamma, residual, y.dtype)
-        dx, _, _, new_dgamma, new_dbeta, dresidual = _core.backward(
+        dx, new_dgamma, new_dbeta, dresidual = _core.backward(
             dy, x, stats, None, gamma, beta, eps, axis, activation, slope, residual, y, from_batch, True, affine, out,
             True,
         )  # fmt: skip
         if out is not None and _wrote_over(out, x, y):
             self._saved = None
         if dgamma is not None:
-            _core.put(dgamma, new_dgamma)  # type: ignore[arg-type]
+            _core.put(dgamma, new_dgamma)
             _core.put(dbeta, new_dbeta)  # type: ignore[arg-type]
         return (dx, dresidual) if residual else dx
 
@@ -354,9 +353,8 @@ class BatchNorm:
     # ---- running statistics
 
     def _move_the_others(
-        self, odd: list[int], to: Any, mean: np.ndarray, var: np.ndarray, correction: float, weight: float | None,
-        batches: int | None,
-    ) -> None:  # fmt: skip
+        self, odd: list[int], to: Any, stats: BatchStats, weight: float | None, batches: int | None
+    ) -> None:
         """Warn of channels whose running statistics would not be finite: they stay. Move the others."""
         channels = ", ".join(map(str, odd[:10])) + (", ..." if len(odd) > 10 else "")
         warnings.warn(
@@ -365,7 +363,7 @@ class BatchNorm:
             RuntimeWarning,
             stacklevel=3,
         )
-        _core.move_running(to, mean, var, correction, weight, batches, True)
+        _core.move_running(to, stats, weight, batches, True)
 
     def _check_writeable(self, *attributes: str) -> None:
         """Before the first byte: a layer read from a read-only buffer must not change by half."""
@@ -410,10 +408,9 @@ class BatchNorm:
         if population.count < 2:
             raise ValueError(f"batches: expected 2 or more values per channel, got {population.count}")
         to: Any = self._running_mean, self._running_var, self._num_batches_tracked
-        mean, var = population.mean, population.unbiased_var
-        odd = _core.move_running(to, mean, var, 1.0, 1.0, len(stats), False)
+        odd = _core.move_running(to, population, 1.0, len(stats), False)
         if odd is not None:
-            self._move_the_others(odd, to, mean, var, 1.0, 1.0, len(stats))
+            self._move_the_others(odd, to, population, 1.0, len(stats))
 
     # ---- modes, parameters, state
 

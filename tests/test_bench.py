@@ -55,9 +55,9 @@ def test_a_wrong_kernel_is_refused_before_it_is_timed(monkeypatch):
 def test_verification_is_of_the_pass_that_is_timed(what, monkeypatch):
     prepared = measure.Prepared(Case(4, 8, 14, what))
     prepared.verify()
-    call = prepared.call
-    for name in prepared.results(call(prepared.buffers[0])):
-        monkeypatch.setattr(prepared, "call", lambda b, name=name: with_other(call(b), name, lambda a: a * 1.0001))
+    call = prepared.calls[0]
+    for name in prepared.results(call()):
+        monkeypatch.setattr(prepared, "calls", [lambda name=name: with_other(call(), name, lambda a: a * 1.0001)])
         with pytest.raises(measure.WrongResultError, match=f"a wrong result, {name} is off"):
             prepared.verify()
 
@@ -154,18 +154,18 @@ def test_every_kind_is_verified(case):
     """A result with one value off is refused; and so is one without what was to be fused with it."""
     prepared = measure.Prepared(case)
     prepared.verify()
-    returned = prepared.call(prepared.buffers[0])
+    returned = prepared.calls[0]()
     for name, right in prepared.results(returned).items():
         for where in (0, right.size // 2, right.size - 1):
             wrong = right.copy()
             spot = np.unravel_index(where, wrong.shape)
             wrong[spot] += right.dtype.type(0.25 * max(1, np.abs(right.astype(float)).max()))
-            prepared.call = lambda b, name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)
+            prepared.calls = [lambda name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)]
             with pytest.raises(measure.WrongResultError, match=f"{case}: a wrong result, {name} is off"):
                 prepared.verify()
     if case.activation:
         plain = measure.Prepared(replace(case, activation=None))
-        prepared.call = plain.call
+        prepared.calls = plain.calls
         with pytest.raises(measure.WrongResultError, match="a wrong result"):
             prepared.verify()
 
@@ -345,7 +345,7 @@ def test_short_calls_are_timed_together():
 @pytest.mark.parametrize("out", [False, True])
 def test_results_go_where_the_case_says(what, residual, out):
     prepared = measure.Prepared(replace(SMALL, what=what, residual=residual, out=out))
-    found = prepared.results(prepared.call(prepared.buffers[0]))
+    found = prepared.results(prepared.calls[0]())
     assert np.shares_memory(found["dx" if what == "backward" else "y"], prepared.buffers[0].out) == out
     if "dresidual" in found:
         assert np.shares_memory(found["dresidual"], prepared.buffers[0].dresidual) == out
@@ -361,7 +361,7 @@ def test_parts_of_a_backward_compute_no_more(monkeypatch):
     monkeypatch.setattr(fastbn, "batch_norm_backward", kept)
     for what in ("params", "frozen", "frozen-dx"):
         prepared = measure.Prepared(replace(SMALL, what=what))
-        prepared.call(prepared.buffers[0])
+        prepared.calls[0]()
     assert [(g.dx is None, g.dgamma is None) for g in found] == [(True, False), (False, False), (False, True)]
 
 
@@ -392,11 +392,11 @@ def test_a_case_is_checked_and_timed_with_its_threads(monkeypatch):
 
 def test_cold_cases_cycle_over_more_than_the_caches_hold(monkeypatch):
     monkeypatch.setattr(measure, "CACHE", 1 << 20)
+    called, moved = set(), set()
+    monkeypatch.setattr(fastbn, "normalize", lambda x, *_, **__: called.add(x.ctypes.data))
     prepared = measure.Prepared(Case(1, 4, 28, "inference", cold=True))
     sets = len(prepared.buffers)
     assert sets * prepared.case.bytes > 2 << 20
-    called, moved = set(), set()
-    prepared.call = lambda b: called.add(b.x.ctypes.data)
     monkeypatch.setattr(measure, "move", lambda x, *_: moved.add(x.ctypes.data))
     for _ in range(sets):
         prepared.once()
@@ -425,7 +425,7 @@ def test_what_others_left_in_the_caches_is_not_timed(cold, monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, 1e-3])
 def test_verification_sees_every_value(bad):
     prepared = measure.Prepared(Case(3, 401, 28, "backward"))  # in several blocks of channels
-    right = prepared.call(prepared.buffers[0]).dx
+    right = prepared.calls[0]().dx
     prepared.check({"dx": right}, measure.TOLERANCE["float32"], measure.NEAR)
     for place in [(0, 0, 0, 0), (1, 200, 14, 3), (2, 400, 27, 27)]:
         wrong = right.copy()
@@ -437,7 +437,7 @@ def test_verification_sees_every_value(bad):
 def test_verification_sees_every_channel(monkeypatch):
     monkeypatch.setattr(measure, "AT_ONCE", 2 * (2 * 14 * 14))  # two channels at a time
     prepared = measure.Prepared(SMALL)
-    found = prepared.results(prepared.call(prepared.buffers[0]))
+    found = prepared.results(prepared.calls[0]())
     for name, channel in itertools.product(found, range(6)):
         wrong = found[name].copy()
         wrong[(0, channel, 0, 0) if wrong.ndim > 1 else channel] += 1e-3
@@ -462,12 +462,12 @@ def test_verification_sees_the_last_digits(dtype, what, off):
         pytest.importorskip("ml_dtypes")
     prepared = measure.Prepared(replace(SMALL, what=what, dtype=dtype))
     prepared.verify()
-    returned = prepared.call(prepared.buffers[0])
+    returned = prepared.calls[0]()
     for name, right in prepared.results(returned).items():
         wrong = right.copy()
         largest = np.unravel_index(np.abs(wrong.astype(float)).argmax(), wrong.shape)
         wrong[largest] *= 1 + off if wrong.ndim > 1 else 1 + 2e-5
-        prepared.call = lambda b, name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)
+        prepared.calls = [lambda name=name, wrong=wrong: with_other(returned, name, lambda a: wrong)]
         with pytest.raises(measure.WrongResultError, match=f"{name} is off"):
             prepared.verify()
 
@@ -480,7 +480,7 @@ def test_the_side_of_a_kink_is_forgiven_in_gradients_alone(activation, kink):
         z = prepared.given_to_activation(slice(None))
         prepared.beta += np.float32(kink + where - z[0, :, 0, 0])  # z of the first value of each channel
         name = "dx" if what == "backward" else "y"
-        got = prepared.results(prepared.call(prepared.buffers[0]))[name].copy()
+        got = prepared.results(prepared.calls[0]())[name].copy()
         got[0, :, 0, 0] += 1
         if forgiven:
             prepared.check({name: got}, 1e-4, 1e-3)
@@ -551,11 +551,11 @@ def test_scaling_refuses_other_bits_with_more_threads(monkeypatch):
         y[0, 0, 0, 0] = np.nextafter(y[0, 0, 0, 0], 9) if fastbn.get_num_threads() == 2 else y[0, 0, 0, 0]
         return y
 
-    prepared = measure.Prepared(Case(2, 6, 14, "inference"))
-    scaling.same_with_any(prepared, [1, 2])
+    case = Case(2, 6, 14, "inference")
+    scaling.same_with_any(measure.Prepared(case), [1, 2])
     monkeypatch.setattr(fastbn, "normalize", wrong)
     with pytest.raises(measure.WrongResultError, match="-2t: a wrong result"):
-        scaling.same_with_any(prepared, [1, 2])
+        scaling.same_with_any(measure.Prepared(case), [1, 2])
     monkeypatch.setattr(scaling, "one_round", lambda *_: (1.0, 1.0))
     with pytest.raises(measure.WrongResultError, match=r"^inference-.*-2t: a wrong result"):
         list(scaling.scale((2, 6, 14), [1, 2], 1))
@@ -582,7 +582,7 @@ def test_scaling_tells_the_ratio_and_both_speed_ups(monkeypatch):
 def test_a_round_of_the_scaling_has_its_threads(monkeypatch):
     used = []
     prepared = measure.Prepared(SMALL)
-    monkeypatch.setattr(prepared, "call", lambda _: used.append(fastbn.get_num_threads()))
+    monkeypatch.setattr(prepared, "calls", [lambda: used.append(fastbn.get_num_threads())])
     monkeypatch.setattr(measure, "move", lambda *_: used.append(fastbn.get_num_threads()))
     scaling.one_round(prepared, 3)
     assert set(used) == {3 if fastbn._core.openmp() else 1}

@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "optional.py": {"_core", "_cpu", "_explain"},
     "folding.py": {"_cpu", "_explain", "_integers"},
     "reference.py": {"statistics"},
-    "_core.pyx": {"_dispatch", "_explain", "_kernels.table"},
+    "_core.pyx": {"_dispatch", "_explain", "_kernels.table", "statistics"},
     "_threads.py": {"_core", "_integers"},
     "_explain.py": {"_cpu", "_integers", "statistics"},
     "statistics.py": {"_cpu", "_integers"},

@@ -63,13 +63,14 @@ class Prepared:
         vectors = np.float64 if case.dtype == "float64" else np.float32
         self.gamma, self.beta = rng.standard_normal((2, case.channels)).astype(vectors)
         self.stats = fastbn.batch_stats(self.buffers[0].x, axis=case.axis)
-        self.turn = 0
         if case.what == "from-y":
             for b in self.buffers:
                 fastbn.batch_norm(b.x, self.gamma, self.beta, out=b.x, **self.options)
         if case.residual and case.activation and case.what == "backward":
             for b in self.buffers:
                 fastbn.batch_norm(b.x, self.gamma, self.beta, residual=b.residual, out=b.y, **self.options)
+        self.calls = [self.call_on(b) for b in self.buffers]
+        self.turn = 0
 
     def allocate(self) -> Buffers:
         """Flat memory for one call."""
@@ -87,26 +88,27 @@ class Prepared:
         """What all calls of this case are given."""
         return {"axis": self.case.axis, "activation": self.case.activation, "negative_slope": SLOPE}
 
-    def call(self, b: Buffers) -> Any:
-        """The call that is timed."""
+    def call_on(self, b: Buffers) -> Callable[[], Any]:
+        """The call that is timed, its arguments at hand: to find them takes as long as a small call."""
         case, affine, options = self.case, (self.gamma, self.beta), self.options
         out: Any = b.out if case.out else None
         if case.what == "statistics":
-            return fastbn.batch_stats(b.x, axis=case.axis)
+            return partial(fastbn.batch_stats, b.x, axis=case.axis)
         if case.what == "training":
-            return fastbn.batch_norm(b.x, *affine, residual=b.residual, out=out, **options)
+            return partial(fastbn.batch_norm, b.x, *affine, residual=b.residual, out=out, **options)
         if case.what == "inference":
-            return fastbn.normalize(b.x, *self.stats[1:], *affine, residual=b.residual, out=out, **options)
+            return partial(fastbn.normalize, b.x, *self.stats[1:], *affine, residual=b.residual, out=out, **options)
+        backward = partial(fastbn.batch_norm_backward, b.dy)
         if case.what == "params":
-            return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, need_dx=False, **options)
+            return partial(backward, b.x, self.stats, *affine, need_dx=False, **options)
         if case.what == "from-y":
-            return fastbn.batch_norm_backward(b.dy, None, self.stats, *affine, y=b.x, out=out, **options)
+            return partial(backward, None, self.stats, *affine, y=b.x, out=out, **options)
         if case.residual:
             options |= {"residual": True, "y": b.y if case.activation else None}
             out = (b.out, b.dresidual) if case.out else None
         if case.what.startswith("frozen"):
             options |= {"training": False, "need_params": case.what == "frozen"}
-        return fastbn.batch_norm_backward(b.dy, b.x, self.stats, *affine, out=out, **options)
+        return partial(backward, b.x, self.stats, *affine, out=out, **options)
 
     def results(self, returned: Any) -> dict[str, Array]:
         """All that such a call has returned, by name: y or dx first, where it makes one."""
@@ -161,7 +163,7 @@ class Prepared:
     def verify(self) -> None:
         """Compare all that a call returns with the reference."""
         with fastbn.num_threads(self.case.threads):
-            self.check_own(self.call(self.buffers[0]))
+            self.check_own(self.calls[0]())
 
     def check_own(self, returned: Any) -> None:
         """Compare all that fastbn has returned with the reference; WrongResultError where it is wrong."""
@@ -229,8 +231,8 @@ class Prepared:
 
     def once(self) -> None:
         """One call on the next buffers: all the same when warm, long unused ones when cold."""
-        self.turn = (self.turn + 1) % len(self.buffers)
-        self.call(self.buffers[self.turn])
+        self.turn = (self.turn + 1) % len(self.calls)
+        self.calls[self.turn]()
 
     @property
     def repeat(self) -> int:
@@ -244,8 +246,8 @@ class Prepared:
     def move(self, stream: bool) -> None:
         """The copies and triads, in the next memory."""
         self.turn = (self.turn + 1) % len(self.buffers)
-        for arrays in self.to_move[self.turn]:
-            move(*arrays, stream)
+        for x, added, out in self.to_move[self.turn]:
+            move(x, added, out, stream)
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Of one call, in a row of its like: the first does not count, which pays for what another left in the caches.

@@ -45,10 +45,10 @@ def scale(shape: tuple[int, int, int], threads: Sequence[int], rounds: int) -> I
 def same_with_any(p: Prepared, threads: Sequence[int]) -> None:
     """What has been verified with one thread must come out, bit by bit, with others before they are timed."""
     with fastbn.num_threads(1):
-        right = {name: a.copy() for name, a in p.results(p.call(p.buffers[0])).items()}
+        right = {name: a.copy() for name, a in p.results(p.calls[0]()).items()}
     for n in threads:
         with fastbn.num_threads(n):
-            found = p.results(p.call(p.buffers[0]))
+            found = p.results(p.calls[0]())
             if not all(np.array_equal(found[name], a) for name, a in right.items()):
                 raise WrongResultError(f"{replace(p.case, threads=n)}: a wrong result, not that of one thread")
 
