@@ -1,6 +1,9 @@
 # The floor that benchmarks race against: a copy y = x or a triad y = x + w, with ordinary or with streaming stores,
 # built with the same flags as the kernels.
 
+cdef enum:
+    FLOOR_AHEAD = 512           # values from what is read to what is asked for
+
 
 cdef struct Floor:
     const char *x
@@ -27,13 +30,13 @@ cdef inline void floor_span(const real *x, const real *w, real *y, Py_ssize_t le
     cdef Py_ssize_t i = 0
     if w == NULL:
         while i < length:
-            prefetch_lanes(x + i + CHUNK, False)
+            prefetch_lanes(x + i + FLOOR_AHEAD, False)
             floor_line(x + i, <const real *>NULL, y + i, stream)
             i += LANES
     else:
         while i < length:
-            prefetch_lanes(x + i + CHUNK, False)
-            prefetch_lanes(w + i + CHUNK, False)
+            prefetch_lanes(x + i + FLOOR_AHEAD, False)
+            prefetch_lanes(w + i + FLOOR_AHEAD, False)
             floor_line(x + i, w + i, y + i, stream)
             i += LANES
 

@@ -10,6 +10,9 @@
 # Runs of values of one channel each have their loops in *_spans.pxi, rows of channels in sum_rows.pxi and
 # result_rows.pxi.
 
+cdef enum:
+    PLACES_AHEAD = 128          # values from what is written to what is asked for
+
 
 ctypedef fused real:
     float
@@ -92,7 +95,7 @@ cdef inline void prefetch_lanes(const stored *ahead, bint later) noexcept nogil:
 cdef inline void ask_for_place(stored *to) noexcept nogil:
     """Ask for the lines that will be written soon after `to`: stores that cross lines wait for one after the other, and
     few are asked for by themselves while much else is computed."""
-    prefetch_lanes(<const stored *>to + CHUNK//4, False)
+    prefetch_lanes(<const stored *>to + PLACES_AHEAD, False)
 
 
 cdef inline void stream_lanes(stored *to, const stored *line) noexcept nogil:

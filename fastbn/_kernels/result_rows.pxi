@@ -5,6 +5,7 @@
 cdef enum:
     RESULTS_AHEAD = 4096        # values of x and dy from what is computed to what is asked for, past the cache
     RESULTS_SOON = 256          # the same in each of two places
+    CACHED_RESULTS_AHEAD = 512  # the same by way of the cache
 
 
 cdef inline Py_ssize_t before_a_line(const stored *out, Py_ssize_t length) noexcept nogil:
@@ -80,7 +81,7 @@ cdef inline void lines_of_results(const Place *at, const Place *other, bint two,
     if ahead == 0 and stream:
         ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
     elif ahead == 0:
-        ahead = CHUNK
+        ahead = CACHED_RESULTS_AHEAD
     while i < length:
         ask_for_values(at, i + ahead, stream, typed, what)
         if two:

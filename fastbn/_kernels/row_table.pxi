@@ -48,14 +48,21 @@ cdef void find_shape(Table *table) noexcept nogil:
     table.blocks = block_count(table.width, call.values//table.side_by_side, ROWS)
 
 
+cdef inline Py_ssize_t numbers_of_a_column(const Call *call) noexcept nogil:
+    """How many coefficients and bounds the results of a column take."""
+    cdef bint slope = call.act.slope != 1
+    if call.from_y and slope:       # four, and four of what is below 0
+        return 8
+    return 4 + slope + 2*has_gates(call) if call.backward else 3 + 2*slope
+
+
 cdef Py_ssize_t width_of_results(const Table *table) noexcept nogil:
     """All columns, unless they have more coefficients than a first-level cache keeps: then equal parts of them, which
     past the cache must begin with a line of the result in all rows. (Zen 4: 2048 and 4096 take .5 to .9 of the time.)
     """
     cdef const Call *call = table.call
-    cdef bint slope = call.act.slope != 1
-    cdef Py_ssize_t coefficients = 4 + 2*has_gates(call) + slope if call.backward else 3 + 2*slope
-    cdef Py_ssize_t each = coefficients*<Py_ssize_t>(sizeof(double) if call.dtype == FLOAT64 else sizeof(float))
+    cdef Py_ssize_t itemsize = sizeof(double) if call.dtype == FLOAT64 else sizeof(float)
+    cdef Py_ssize_t each = numbers_of_a_column(call)*itemsize
     cdef Py_ssize_t most = MOST_BACKWARD if call.backward else MOST_FORWARD
     if not table.steady or table.width*each <= most:
         return table.width

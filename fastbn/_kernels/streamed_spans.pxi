@@ -1,5 +1,9 @@
 # y or dx of spans by whole lines, past the cache or as if.
 
+cdef enum:
+    SPANS_AHEAD = 512           # values from what is computed to what is asked for
+    TWO_SPANS_AHEAD = 64        # the same in each of two rows
+
 
 cdef struct Carry:
     # Past the cache, or as if, go whole lines only. Rows that follow each other in memory share a line: it is written
@@ -163,7 +167,7 @@ cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint tw
                                     const Coefficients *f, bint past, const stored *typed,
                                     const formula *what) noexcept nogil:
     """The whole lines from value i of a row on, with `two` in turn with those of the other; where they end."""
-    cdef Py_ssize_t rest = length - LANES, ahead = CHUNK//8 if two else CHUNK
+    cdef Py_ssize_t rest = length - LANES, ahead = TWO_SPANS_AHEAD if two else SPANS_AHEAD
     cdef stored line[LANES]
     cdef stored g[LANES]
     cdef stored other_line[LANES]

@@ -54,7 +54,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
         ask_beside(soon, k, not near, typed, what)
         k += LANES
         if asks:
-            ask_for_values(out, i + CHUNK, False, typed, what)
+            ask_for_values(out, i + SPANS_AHEAD, False, typed, what)
         stream_some(out, i, own, past, typed, what)
         i += LANES
     return i
