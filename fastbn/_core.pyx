@@ -243,6 +243,15 @@ cdef cnp.ndarray in_float64(cnp.ndarray v):
     return numbers
 
 
+cdef Py_ssize_t accept_count(Py_ssize_t count, const Call *call, bint whole, bint need_dx) except -1:
+    """The n of a training backward; x holds all of these values (`whole`), or some of them."""
+    if whole and count != call.values:
+        _explain.wrong_count(count, call.values)
+    if need_dx and count < 1 <= call.values:
+        _explain.no_count(count)
+    return max(count, 1)        # where it is 0, there is no value and nothing is divided
+
+
 cdef double accept_eps(object eps) except -1:
     if type(eps) is float and 0 <= <double>eps < 1e300:
         return eps
@@ -677,11 +686,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     elif residual and activation is not None:
         _explain.needs_y(activation)
     if training:
-        if whole and count != call.values:
-            _explain.wrong_count(count, call.values)
-        if need_dx and count < 1 <= call.values:
-            _explain.no_count(count)
-        call.count = max(count, 1)      # where it is 0, there is no value and nothing is divided
+        call.count = accept_count(count, &call, whole, need_dx)
     if sums is not None:
         s, t = accept_needed(sums[0], "sums", call.channels), accept_needed(sums[1], "sums", call.channels)
         s64, t64 = in_float64(s), in_float64(t)

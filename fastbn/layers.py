@@ -30,7 +30,7 @@ STATE = {
 _Saved: TypeAlias = tuple[
     Any,  # x; None: it was overwritten
     Any,  # y, where backward reads it
-    Any,  # (count, mean, var) of x
+    Any,  # BatchStats of x
     Any,  # copies of gamma and beta (if any), of the mean and var that did not come from x
     bool,  # whether the statistics came from x
     bool,  # whether there was a residual

@@ -452,6 +452,7 @@ def test_results_of_wide_rows(shape, dtype, activation):
     gamma, beta = rng.standard_normal((2, shape[1]), np.float32)
     stats = fastbn.batch_stats(x)
     sums = fastbn.backward_sums(dy, x, stats, gamma, beta, activation=activation)
+    y = fastbn.normalize(x, *stats[1:], gamma, beta, activation=activation)
     memory = np.empty(x.size + 64, dtype)
 
     def all_of(columns, place=None):
@@ -463,6 +464,9 @@ def test_results_of_wide_rows(shape, dtype, activation):
         yield fastbn.normalize(mine[0], *own[1:], *vectors, **options)
         yield fastbn.normalize(mine[0], *own[1:], *vectors, residual=residual[:, columns], **options)
         yield fastbn.backward_apply(mine[1], mine[0], own, pair, *vectors, **options).dx
+        if activation != "relu":
+            mine_y = np.ascontiguousarray(y[:, columns])
+            yield fastbn.backward_apply(mine[1], None, own, pair, *vectors, y=mine_y, **options).dx
 
     few = [slice(k, k + 16) for k in (0, 496, 1008, 1024, 1360, shape[1] - 16)]
     expected = [[a.tobytes() for a in all_of(columns)] for columns in few]
