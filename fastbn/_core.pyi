@@ -50,7 +50,7 @@ def backward(
     need_params: bool,
     out: Any,
     whole: bool,
-) -> Any: ...
+) -> Any: ...  # Gradients; of sums alone GradientSums
 def move_running(
     to: tuple[np.ndarray, np.ndarray, np.ndarray],
     stats: BatchStats,

@@ -578,7 +578,7 @@ cdef cnp.ndarray new_vector(Py_ssize_t channels):
     return cnp.PyArray_ZEROS(1, &shape, cnp.NPY_FLOAT64, 0)
 
 
-cdef object value_of(object kind, tuple parts):
+cdef object tuple_of(object kind, tuple parts):
     """A BatchStats, GradientSums or Gradients of parts that need no checks."""
     cdef tuple arguments = (parts,)
     return (<PyTypeObject *>tuple).tp_new(kind, <PyObject *>arguments, NULL)
@@ -601,7 +601,7 @@ def batch_stats(x, axis):
     call.mean = call.origin = doubles(mean)
     call.var = doubles(var)
     run(&call, channels, a, a, None, None)
-    return value_of(BatchStats, (call.values, read_only(mean), read_only(var)))
+    return tuple_of(BatchStats, (call.values, read_only(mean), read_only(var)))
 
 
 def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out):
@@ -626,7 +626,7 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
     call.mean = call.origin = doubles(mean)
     call.var = doubles(var)
     run(&call, channels, a, a, r, y)
-    return y, value_of(BatchStats, (call.values, read_only(mean), read_only(var)))
+    return y, tuple_of(BatchStats, (call.values, read_only(mean), read_only(var)))
 
 
 def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, residual, out):
@@ -730,8 +730,8 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     if need_params:
         put_gradients(&call, dgamma, dbeta)
     if sums is None and not whole:
-        return value_of(GradientSums, (read_only(s), read_only(t)))
-    return value_of(Gradients, (dx, dgamma, dbeta, dresidual))
+        return tuple_of(GradientSums, (read_only(s), read_only(t)))
+    return tuple_of(Gradients, (dx, dgamma, dbeta, dresidual))
 
 
 cdef int fill_dresidual(Call call, int channels, cnp.ndarray order_of, cnp.ndarray dy, cnp.ndarray y,

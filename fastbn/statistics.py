@@ -118,12 +118,7 @@ class BatchStats(_Vectors, _BatchStats):  # type: ignore[misc]
     def _own(cls, count: int, mean: np.ndarray, var: np.ndarray) -> BatchStats:
         """Take over fresh float64 vectors without a copy."""
         mean.flags.writeable = var.flags.writeable = False
-        return cls._of((count, mean, var))
-
-    @classmethod
-    def _of(cls, parts: tuple[int, np.ndarray, np.ndarray]) -> BatchStats:
-        """Of a count and fresh read-only float64 vectors."""
-        return tuple.__new__(cls, parts)
+        return tuple.__new__(cls, (count, mean, var))
 
     def __add__(self, other: object) -> Any:
         raise TypeError("BatchStats: statistics are merged with .merge(), not added")
