@@ -598,6 +598,39 @@ def test_channels_beside(samples, channels, length, activation):
                 assert all(a.tobytes() == b[some].tobytes() for a, b in zip(apart, together, strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("offset", [0, 16, 60])
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("shape", [(43, 33, 28, 28), (41, 25, 29, 37), (9, 11, 211, 53)], ids=str)
+def test_notes_of_what_is_cut_off(shape, activation, offset, threads):
+    """A whole backward behind a residual reads y once, its results what sums have noted; the halves read y twice."""
+    rng = np.random.default_rng(offset)
+    x, dy, residual = rng.standard_normal((3, *shape), np.float32)
+    assert x.nbytes >= constant("STREAM_FROM")
+    x[:, 4:6] += 3e6  # summed again: no channel gets its results beside these
+    x[0, 7, 0, 0] = np.nan
+    dy.flat[::7], dy.flat[::11] = 0, -0.0
+    gamma, beta = rng.normal(size=(2, shape[1])).astype(np.float32)
+    gamma[9] = 1e35  # computed in float64
+    how = {"activation": activation, "residual": True}
+    y, stats = fastbn.batch_norm(x, gamma, beta, activation=activation, residual=residual)
+    assert 0.2 < np.mean(y == 0) < 0.8
+    out = placed(x, offset), placed(x, offset)
+    with fastbn.num_threads(threads):
+        for training in (True, False):
+            whole = fastbn.batch_norm_backward(dy, x, stats, gamma, beta, y=y, out=out, training=training, **how)
+            sums = fastbn.backward_sums(dy, x, stats, gamma, beta, y=y, **how)
+            if training:
+                halves = fastbn.backward_apply(dy, x, stats, sums, gamma, beta, y=y, **how)
+            else:
+                halves = fastbn.batch_norm_backward(
+                    dy, x, stats, gamma, beta, y=y, training=False, need_params=False, **how
+                )
+            assert whole.dx.tobytes() == halves.dx.tobytes()
+            assert whole.dresidual.tobytes() == halves.dresidual.tobytes()
+            assert whole.dbeta.tobytes() == sums.sum_dy.astype(np.float32).tobytes()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(90, 3, 29, 31), (3, 3, 300, 301), (7000, 3, 21)], ids=str)

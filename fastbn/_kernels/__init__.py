@@ -21,6 +21,7 @@ sum_spans.pxi       loops over runs of values of one channel: sums
 stored_spans.pxi    the same: y or dx, by ordinary stores
 streamed_spans.pxi  by whole lines, past the cache
 result_spans.pxi    which of both
+notes.pxi           which gradients an activation has cut off, noted by sums for results
 sweep_spans.pxi     results of one channel with the sums of another
 sum_rows.pxi        loops over channels side by side: sums
 result_rows.pxi     the same: y or dx

@@ -21,6 +21,8 @@ cdef extern from "platform.h":
     void store_line(void *to, const void *line) noexcept nogil
     void prefetch_line(const void *address) noexcept nogil
     void prefetch_later(const void *address) noexcept nogil
+    bint NOTES_PAY
+    uint16_t zeros_of_line(const float *) noexcept nogil
     void hold_back(bint longer) noexcept nogil
 
 cdef extern from "lanes.h":
@@ -84,6 +86,7 @@ include "sum_spans.pxi"
 include "stored_spans.pxi"
 include "streamed_spans.pxi"
 include "result_spans.pxi"
+include "notes.pxi"
 include "sweep_spans.pxi"
 include "sum_rows.pxi"
 include "result_rows.pxi"

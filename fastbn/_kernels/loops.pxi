@@ -15,7 +15,7 @@ ctypedef void (*apply_spans)(const Place *at, Py_ssize_t places, const Steps *, 
 ctypedef void (*put_owed_values)(Carry *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_spans)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length, const Numbers *,
                              Carry *, const Place *at, const Steps *ahead, const Steps *, const Center *, Folds *,
-                             const void *, const void *) noexcept nogil
+                             const Notes *, const void *, const void *) noexcept nogil
 ctypedef void (*sweep_neighbours)(const Place *due, const Steps *, Py_ssize_t count, Py_ssize_t length,
                                   const Numbers *, Carry *, const Place *at, const Steps *ahead, const Center *,
                                   Lanes *, Py_ssize_t stride, const void *, const void *) noexcept nogil

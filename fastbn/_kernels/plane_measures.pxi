@@ -47,10 +47,27 @@ cdef bint settle_group(const Channel *channels, Py_ssize_t count, double *again)
     return settle(channels.plan.call, channels.c, count, &sums, centers, again)
 
 
-cdef bint measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, const Due *due,
+cdef void note_channel(Due *due) noexcept nogil:
+    """Notes of a channel whose sums have left none."""
+    cdef const Plan *plan = due.plan
+    cdef Place at
+    cdef Py_ssize_t row
+    for row in range(plan.rows):
+        at = row_of(plan.call, due.c, row)
+        note_values(&at, 0, plan.plane, &plan.call.act, due.notes + row*plan.note_row)
+    due.noted = True
+
+
+cdef bint measure_group(const Plan *plan, Py_ssize_t c, Py_ssize_t count, Due *due, Due *soon,
                         double *again) noexcept nogil:
+    """With the results of channels that are `due`; those that are measured will be `soon`."""
     cdef Channel channels[GROUP]
     begin_channels(channels, count, plan, c, due)
+    if plan.note_row > 0:
+        soon.noted = can_sweep(channels, count)
+        channels[0].notes = soon.notes
+        if soon.noted and not due.noted:
+            note_channel(due)
     sum_side_by_side(channels, count)
     return settle_group(channels, count, again)
 

@@ -52,6 +52,7 @@ cdef struct Plan:
     Steps sample, neighbour     # bytes from a row to the same channel's next, and to the next channel's
     Steps due_sample            # to the row that gets its results next
     bint by_lines               # results are written by whole lines, past the cache or as if
+    Py_ssize_t note_row         # bytes of notes that are left of a row; 0: none are
     bint two_samples            # and there are no sums: of two samples at once, a line of each in turn
 
 
@@ -179,6 +180,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.apart = goes_apart(&plan)      # not by sums of whole channels then: they gain less, or nothing
     plan.whole = plan.folds == 1 and plan.even and not plan.apart and not is_scattered(&plan, summed)
     plan.group = channels_of_a_group(&plan, arrays)
+    plan.note_row = bytes_of_a_noted_row(call) if NOTES_PAY and plan.by_lines and plan.even else 0
     plan.holds = holds_back(call, plan.loops.itemsize, held_back_from(&plan))
     plan.near = plan.segments > 0 and plan.by_lines and call.stores == WHOLE_LINES
     plan.ahead = 0 if plan.near else rows_ahead(&plan, summed)

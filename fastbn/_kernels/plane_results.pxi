@@ -7,6 +7,8 @@ cdef struct Due:
     Py_ssize_t c, count
     Numbers numbers
     Carry *carry                # results that are written by whole lines; NULL: they are not
+    char *notes                 # of the channel, where plan.note_row is not 0 ...
+    bint noted                  # ... and once they have been left
 
 
 # ---- values that must be gathered

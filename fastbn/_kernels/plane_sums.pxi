@@ -8,6 +8,7 @@ cdef struct Channel:
     Center about                # what the sums are taken about
     bint far                    # so that the loops of a first attempt will not do
     const Due *due              # get their results while the sums of a group are taken; NULL: none do
+    char *notes                 # where the sums leave notes then
     Lanes lanes
     Sums total, block
     Sums *parts                 # of all blocks, where threads share the channel
@@ -143,6 +144,19 @@ cdef void sum_short_rows(Channel *channels, Py_ssize_t count, Py_ssize_t row, Py
 
 # ---- folds and blocks
 
+cdef Notes notes_of_rows(const Channel *channel, Py_ssize_t row, Py_ssize_t start, Py_ssize_t length) noexcept nogil:
+    """Where the notes of rows, or of parts of one, begin."""
+    cdef const Plan *plan = channel.plan
+    cdef Notes notes
+    notes.left = channel.notes + row*plan.note_row + start//8
+    notes.read = channel.due.notes + due_row(plan, row)*plan.note_row + start//8
+    notes.left_step = notes.read_step = length//8
+    if length == plan.plane:
+        notes.left_step = plan.note_row
+        notes.read_step = -plan.note_row if plan.last_first else plan.note_row
+    return notes
+
+
 cdef void sweep_rows(Channel *channel, Folds *folds, Py_ssize_t row, Py_ssize_t start, Py_ssize_t count,
                      Py_ssize_t length, const Steps *step, const Steps *due_step) noexcept nogil:
     """Add `count` times `length` values to folds, the first of which is value `start` of a row; as many of the channel
@@ -153,11 +167,14 @@ cdef void sweep_rows(Channel *channel, Folds *folds, Py_ssize_t row, Py_ssize_t 
     cdef Py_ssize_t bytes = start*plan.loops.itemsize
     cdef Place at = row_of(plan.call, channel.c, row), soon = place_ahead(plan, channel.c, row, start)
     cdef Place due_at = row_of(plan.call, due.c, due_row(plan, row))
+    cdef Notes notes
     cdef Steps ahead
     at, due_at = shifted(&at, bytes), shifted(&due_at, bytes)
     ahead = distance(&at, &soon)
+    if plan.note_row > 0:
+        notes = notes_of_rows(channel, row, start, length)
     plan.loops.sweep_spans(&due_at, due_step, count, length, &due.numbers, due.carry, &at, &ahead, step,
-                           &channel.about, folds, NULL, NULL)
+                           &channel.about, folds, &notes if plan.note_row > 0 else NULL, NULL, NULL)
 
 
 cdef void sweep_segments(Channel *channel, Folds *folds, Py_ssize_t first, Py_ssize_t end) noexcept nogil:

@@ -35,6 +35,12 @@ cdef inline Py_ssize_t next_group(const Plan *plan, Py_ssize_t c, Py_ssize_t end
     return count
 
 
+cdef inline char *notes_of_thread(const Call *call, Py_ssize_t begin) noexcept nogil:
+    """Where notes of two channels are left by the thread whose channels begin there (see share())."""
+    cdef Py_ssize_t thread = (begin*call.threads + call.channels - 1)//call.channels
+    return call.scratch + 2*thread*bytes_of_notes(call)
+
+
 cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, Carry *carry) noexcept nogil:
     """Channels begin..end: a pipeline in which a group gets its result with the sums of the next.
 
@@ -49,15 +55,18 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     cdef bint any_again = False
     cdef Py_ssize_t c = begin, count, k
     cdef int turn
+    cdef char *notes = notes_of_thread(call, begin)
     for turn in range(2):
         due[turn].plan, due[turn].carry = plan, carry
         due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
+        due[turn].noted = False
+        due[turn].notes = notes + turn*bytes_of_notes(call)
     while c < end:
         count = next_group(plan, c, end) if call.measure else min(TOGETHER, end - c)
         if call.measure and plan.whole and ready == NULL:     # (as it is where a group is larger than GROUP)
             any_again = measure_whole(plan, c, count, again)
         elif call.measure:
-            any_again = measure_group(plan, c, count, ready, again)
+            any_again = measure_group(plan, c, count, ready, &due[1 - turn], again)
         for k in range(count if any_again else 0):
             if again[k] != 0:
                 measure_again(plan, c + k)

@@ -38,14 +38,20 @@ cdef inline void ask_beside(const Place *ahead, Py_ssize_t i, bint later, const 
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                    const Place *at, const Place *soon, lanes_t center, const Coefficients *z,
-                                   bint past, bint holds, bint near, bint asks, const stored *typed,
-                                   const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
+                                   bint past, bint holds, bint near, bint asks, const Notes *notes,
+                                   const stored *typed, const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
     first on; where they end.
     """
     cdef Py_ssize_t rest = length - LANES, k = 0
+    cdef Notes note
+    if has_notes(notes, typed, what):
+        note = notes[0]
     while i <= rest:
-        add_beside(at, k, 0, center, z, typed, what, s, t)
+        if has_notes(notes, typed, what):
+            add_and_note(at, k, z, note.left, s, t)
+        else:
+            add_beside(at, k, 0, center, z, typed, what, s, t)
         if formula is not LeakyGradient and formula is not LeakyScaled:     # those need too many others
             lanes_in_registers(s)
             lanes_in_registers(t)
@@ -55,35 +61,41 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
         k += LANES
         if asks:
             ask_for_values(out, i + SPANS_AHEAD, False, typed, what)
-        stream_some(out, i, own, past, typed, what)
+        if has_notes(notes, typed, what):
+            stream_by_note(out, i, own, note.read, what)
+        else:
+            stream_some(out, i, own, past, typed, what)
         i += LANES
     return i
 
 
 cdef inline Py_ssize_t sweep_past(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                   const Carry *carry, const Place *at, const Place *soon, lanes_t center,
-                                  const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
-                                  lanes_t *t) noexcept nogil:
+                                  const Coefficients *z, const Notes *notes, const stored *typed, const formula *what,
+                                  lanes_t *s, lanes_t *t) noexcept nogil:
     """The whole lines of a row, past the cache."""
+    if has_notes(notes, typed, what):
+        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, notes, typed, what, s,
+                           t)
     if carry.holds and is_light(typed, what):
-        return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, NULL, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, NULL, typed, what, s, t)
 
 
 cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                  const Carry *carry, const Place *at, const Place *soon, lanes_t center,
-                                 const Coefficients *z, const stored *typed, const formula *what, lanes_t *s,
-                                 lanes_t *t) noexcept nogil:
+                                 const Coefficients *z, const Notes *notes, const stored *typed, const formula *what,
+                                 lanes_t *s, lanes_t *t) noexcept nogil:
     """The whole lines of a row, in the loop that this call wants: a backward is always past the cache."""
     if not is_forward(what) or carry.past:
-        return sweep_past(out, i, length, own, carry, at, soon, center, z, typed, what, s, t)
+        return sweep_past(out, i, length, own, carry, at, soon, center, z, notes, typed, what, s, t)
     if carry.near and carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, True, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, True, NULL, typed, what, s, t)
     if carry.near:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, False, NULL, typed, what, s, t)
     if carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, True, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, False, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, True, NULL, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, False, NULL, typed, what, s, t)
 
 
 cdef inline void add_rest(const Place *at, Py_ssize_t k, Py_ssize_t length, const Place *soon, lanes_t center,
@@ -126,13 +138,16 @@ cdef void store_line_of(Place at, Py_ssize_t i, const Numbers *f, const stored *
 
 cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count, Py_ssize_t length,
                            const Numbers *f, Carry *carry, const Place *first, const Steps *ahead,
-                           const Steps *next_step, const Center *about, Folds *folds, const stored *typed,
-                           const formula *what) noexcept nogil:
+                           const Steps *next_step, const Center *about, Folds *folds, const Notes *notes,
+                           const stored *typed, const formula *what) noexcept nogil:
     """The results of `count` rows of one channel, the sums of as many of another: by whole lines, only."""
     cdef Coefficients own = coefficients(f, 0, typed, what), z
     cdef lanes_t s = lanes_load(folds.lanes.s), t = lanes_load(folds.lanes.t), center = lanes_all(about.center)
     cdef Py_ssize_t row, k, i, start
     cdef Place out = due[0], at = first[0], soon, following
+    cdef Notes note
+    if has_notes(notes, typed, what):
+        note = notes[0]
     z.act, z.gate = own.act, about.gate
     for row in range(count):
         soon, following = moved(&at, ahead), moved(&out, step)
@@ -141,13 +156,17 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
         if is_forward(what):    # a residual: of this row; where rows are short, of the channel that is due next
             soon.dy = at.dy if length <= JOIN_AHEAD else out.dy + (start + JOIN_AHEAD)*<Py_ssize_t>sizeof(stored)
         i = sweep_row(&out, start, streamed_length(&out, start, length, typed), &own, carry, &at, &soon, center, &z,
-                      typed, what, &s, &t)
+                      &note if has_notes(notes, typed, what) else NULL, typed, what, &s, &t)
         k = i - start
         if is_half(typed) and i + LANES <= length:
             store_line_of(out, i, f, typed, what)
             i += LANES
         owe(carry, &out, length, length - i, f, 0, typed, what)
         add_rest(&at, k, length, &soon, center, &z, typed, what, &s, &t)
+        if has_notes(notes, typed, what):
+            note_values(&at, k, length, &z.act, note.left)
+            note.left += note.left_step
+            note.read += note.read_step
         out, at = moved(&out, step), moved(&at, next_step)
         folds.left -= 1
         if folds.left == 0:
@@ -201,7 +220,7 @@ cdef void results_and_sums_of_neighbours(const Place *due, const Steps *step, Py
         if goes_line_by_line(length, what):
             s, t, center = lanes_load(lanes.s), lanes_load(lanes.t), lanes_all(about.center)
             start = i
-            i = sweep_past(&out, i, length, &own, carry, &at, &soon, center, &z, typed, what, &s, &t)
+            i = sweep_past(&out, i, length, &own, carry, &at, &soon, center, &z, NULL, typed, what, &s, &t)
             k = i - start
         else:
             while i <= rest:

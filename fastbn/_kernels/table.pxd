@@ -30,6 +30,7 @@ cdef enum:
     SHORT = 256         # planes of fewer values are summed several in one go
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
+    NOTED = 1 << 20     # values of a channel, up to which notes are left of it (see notes.pxi)
     NUMBERS = 8         # float64 of memory that the coefficients of a channel take
     TOGETHER = 64       # channels whose numbers are worked out together, at most
     MOST_PLANES = 16384     # channels of a part of a call, at most: scratch does not grow with their number
@@ -238,6 +239,21 @@ cdef inline char *after_gates(const Call *call) noexcept nogil:
     return call.scratch + bytes_of_gates(call, call.channels)
 
 
+cdef inline Py_ssize_t bytes_of_a_noted_row(const Call *call) noexcept nogil:
+    """Of the notes that sums leave for results (see notes.pxi); 0 where they leave none."""
+    if not (call.backward and call.measure and call.out != NULL and call.y != NULL and call.activated
+            and call.act.slope == 1 and call.dtype == FLOAT32 and call.storage == AS_IS
+            and call.stores == PAST_CACHE and call.plane >= SHORT and call.values <= NOTED):
+        return 0
+    return (call.plane + LANES - 1)//LANES*(LANES//8)
+
+
+cdef inline Py_ssize_t bytes_of_notes(const Call *call) noexcept nogil:
+    """Of a channel, and what is read behind them."""
+    cdef Py_ssize_t row = bytes_of_a_noted_row(call)
+    return 0 if row == 0 else (call.values//call.plane*row + 2*CACHE_LINE - 1)//CACHE_LINE*CACHE_LINE
+
+
 cdef inline Py_ssize_t part_length(Py_ssize_t length, Py_ssize_t most) noexcept nogil:
     """`length` values in equal parts, each a whole number of lines (but the last), of at most about `most` values."""
     cdef Py_ssize_t parts = (length + most - 1)//most
@@ -257,7 +273,7 @@ cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Or
     cdef Py_ssize_t rows, columns, gates = bytes_of_gates(call, channels)
     cdef Py_ssize_t each = NUMBERS*channels*<Py_ssize_t>sizeof(double)
     if order == PLANES:
-        return gates + (0 if goes_by_groups(call) else each)
+        return gates + (2*call.threads*bytes_of_notes(call) if goes_by_groups(call) else each)
     rows = side_by_side(channels, call.values)
     columns = rows*channels
     return (gates + each + columns
