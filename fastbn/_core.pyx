@@ -905,6 +905,8 @@ def copies(a, b, c, d):
     for k in range(4):
         if given[k] is not None:
             v = given[k]
+            if cnp.PyArray_NDIM(v) != 1 or (shape[0] > 0 and cnp.PyArray_DIM(v, 0) != shape[1]):
+                _explain.has_changed()      # by another thread, since it was accepted
             shape[0] += 1
             shape[1] = cnp.PyArray_DIM(v, 0)
     if shape[0] == 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from operator import attrgetter
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -58,6 +60,15 @@ def _array(attribute: str, what: str) -> Any:
             array[...] = new
 
     return property(get, put, doc=what)
+
+
+def _option(attribute: str, check: Callable[[Any], Any], what: str) -> Any:
+    """A property for an option that may be set later, too: the same is accepted as by the constructor."""
+
+    def put(layer: BatchNorm, value: Any) -> None:
+        setattr(layer, attribute, check(value))
+
+    return property(attrgetter(attribute), put, doc=what)
 
 
 class BatchNorm:
@@ -117,7 +128,9 @@ class BatchNorm:
     Notes
     -----
     What `backward` needs is kept as it is, not copied: x (y, after a forward with ``out=x``), and behind a residual
-    with an activation y as well. If something else is written there before `backward`, its gradients are wrong.
+    with an activation y as well. If something else is written there before `backward`, its gradients are wrong. Every
+    forward, in evaluation too, replaces what the one before has kept: a layer belongs to one thread at a time. (The
+    functions may be called from any number of threads.)
 
     Examples
     --------
@@ -149,16 +162,17 @@ class BatchNorm:
     ) -> None:
         if activation is not None:
             _explain.check_activation(activation)
-        self.num_features = _checked_features(num_features)
+        self.num_features = num_features
         self.eps = eps
         self.momentum = _checked_momentum(momentum)
         self.affine = _explain.as_flag("affine", affine)
-        self.track_running_stats = _explain.as_flag("track_running_stats", track_running_stats)
-        self.axis = _checked_axis(axis)
+        self.track_running_stats = track_running_stats
+        self.axis = axis
         self.dtype = _explain.as_dtype(dtype)
         self.activation = activation
-        self.negative_slope = _explain.as_slope(negative_slope)
-        self.use_global_stats = _checked_use(use_global_stats, self.track_running_stats)
+        self.negative_slope = negative_slope
+        self.use_global_stats = use_global_stats
+        _check_tracked(self.use_global_stats, self.track_running_stats)
         self.training = True
 
         def vector(make: Callable[..., np.ndarray], wanted: bool) -> np.ndarray | None:
@@ -171,6 +185,26 @@ class BatchNorm:
         self._num_batches_tracked = np.zeros((), np.int64) if self.track_running_stats else None
         self._saved: _Saved | None = None
 
+    _num_features: int
+    _eps: float
+    _axis: int
+    _negative_slope: float
+    _track_running_stats: bool
+    _use_global_stats: bool | None
+    _training: bool
+
+    num_features: int = _option("_num_features", lambda given: _checked_features(given), "C, the number of channels.")
+    eps: float = _option("_eps", lambda given: _checked_eps(given), "Added to the variance, > 0.")
+    axis: int = _option("_axis", lambda given: _checked_axis(given), "Where the channels of x are.")
+    negative_slope: float = _option("_negative_slope", _explain.as_slope, 'Of "leaky_relu", >= 0.')
+    track_running_stats: bool = _option(
+        "_track_running_stats", partial(_explain.as_flag, "track_running_stats"), "Whether running statistics are used."
+    )
+    use_global_stats: bool | None = _option(
+        "_use_global_stats", lambda given: _checked_use(given), "Whether running statistics are always used, or never."
+    )
+    training: bool = _option("_training", partial(_explain.as_flag, "training"), "What `train` and `eval` switch.")
+
     gamma = _array("_gamma", "Scale, shape (C,).")
     beta = _array("_beta", "Shift, shape (C,).")
     dgamma = _array("_dgamma", "Gradient of gamma, from the last backward.")
@@ -178,15 +212,6 @@ class BatchNorm:
     running_mean = _array("_running_mean", "Running mean, shape (C,).")
     running_var = _array("_running_var", "Running (unbiased) variance, shape (C,).")
     num_batches_tracked = _array("_num_batches_tracked", "Training batches since the last reset.")
-
-    @property
-    def eps(self) -> float:
-        """Added to the variance, > 0."""
-        return self._eps
-
-    @eps.setter
-    def eps(self, eps: float) -> None:
-        self._eps = _checked_eps(eps)
 
     # ---- forward and backward
 
@@ -220,26 +245,28 @@ class BatchNorm:
             error, it is raised after `out` was written; nothing else has changed. `backward` still belongs to the
             forward before, unless what that one has kept stood in `out`.)
         """
-        training, given = self.training, self.use_global_stats
+        training, given = self._training, self._use_global_stats
         mean, var = self._running_mean, self._running_var
         from_batch = training or mean is None if given is None else not given
         if mean is None and not from_batch:
-            _checked_use(given, tracked=False)
-        if not _core.fits(x, self.axis, self.num_features, self.ranks, from_batch and training):
+            _check_tracked(given, tracked=False)
+        if not _core.fits(x, self._axis, self._num_features, self.ranks, from_batch and training):
             x = self._checked_input(x, from_batch)
-        moves = from_batch and training and self.track_running_stats and mean is not None
+        moves = from_batch and training and self._track_running_stats and mean is not None
         to: Any
         if moves:
             momentum, to = self.momentum, (mean, var, self._num_batches_tracked)
-            if not _core.check_running(to, self.num_features, momentum):
+            if not _core.check_running(to, self._num_features, momentum):
                 momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
+        if out is not None and (type(out) is not np.ndarray or out.size <= self._num_features):
+            self._check_apart(out)
         if out is not None and in_place and training:
             _explain.check_can_undo(
-                self.activation, self.negative_slope, self._gamma, residual is not None, out.dtype, "out"
+                self.activation, self._negative_slope, self._gamma, residual is not None, out.dtype, "out"
             )
         gamma, beta = self._gamma, self._beta
-        eps, axis, activation, slope = self._eps, self.axis, self.activation, self.negative_slope
+        eps, axis, activation, slope = self._eps, self._axis, self.activation, self._negative_slope
         stats: Any = None
         if from_batch and not training and np.size(x) == 0:
             stats = _core.batch_stats(x, axis)
@@ -247,7 +274,11 @@ class BatchNorm:
         elif from_batch:
             y, stats = _core.batch_norm(x, gamma, beta, eps, axis, activation, slope, residual, out)
         else:
-            y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
+            try:
+                y = _core.normalize(x, mean, var, gamma, beta, eps, axis, activation, slope, residual, out)
+            except ValueError:
+                _explain.check_variance("running_var", var)  # type: ignore[arg-type]
+                raise
         vectors = _core.copies(gamma, beta, None if from_batch else mean, None if from_batch else var)
         if moves:
             odd = _core.move_running(to, stats, momentum, None, False)
@@ -271,7 +302,7 @@ class BatchNorm:
         dy : array_like
             Gradient of y: the shape and dtype of the last x.
         out : ndarray, optional
-            Takes dx, as in `batch_norm_backward`; may be dy, but no parameter or its gradient. After a forward with a
+            Takes dx, as in `batch_norm_backward`; may be dy, but no array of the layer. After a forward with a
             residual a pair.
 
         Returns
@@ -291,9 +322,9 @@ class BatchNorm:
         if saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none (or its x or y was overwritten)")
         dgamma, dbeta = self._dgamma, self._dbeta
-        _core.check_target("dgamma", dgamma, self.num_features)
-        _core.check_target("dbeta", dbeta, self.num_features)
-        if out is not None and (type(out) is not np.ndarray or out.size <= self.num_features):
+        _core.check_target("dgamma", dgamma, self._num_features)
+        _core.check_target("dbeta", dbeta, self._num_features)
+        if out is not None and (type(out) is not np.ndarray or out.size <= self._num_features):
             self._check_apart(out)
         x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
         affine = dgamma is not None
@@ -314,10 +345,10 @@ class BatchNorm:
         return (dx, dresidual) if residual else dx
 
     def _check_apart(self, out: Any) -> None:
-        """That a result does not stand in a parameter or its gradient (which are small, and arrays of their own)."""
+        """That a result does not stand in an array of the layer (which are small, and arrays of their own)."""
         for result in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(result, np.ndarray) and result.size <= self.num_features:
-                for name in ("gamma", "beta", "dgamma", "dbeta"):
+                for name in ("gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"):
                     array = getattr(self, name)
                     if array is not None:
                         _explain.check_overlap(result, name, array, False)
@@ -584,14 +615,17 @@ def _checked_momentum(momentum: Any) -> float | None:
     return momentum
 
 
-def _checked_use(use_global_stats: Any, tracked: bool) -> bool | None:
+def _checked_use(use_global_stats: Any) -> bool | None:
     if use_global_stats is None:
         return None
     if not isinstance(use_global_stats, (bool, np.bool_)):
         raise TypeError(f"use_global_stats: expected None, True or False, got {type(use_global_stats).__name__}")
+    return bool(use_global_stats)
+
+
+def _check_tracked(use_global_stats: bool | None, tracked: bool) -> None:
     if use_global_stats and not tracked:
         raise ValueError("use_global_stats: True needs running statistics (track_running_stats=True), there are none")
-    return bool(use_global_stats)
 
 
 def _checked_state(key: str, value: ArrayLike, like: np.ndarray) -> np.ndarray:

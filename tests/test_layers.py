@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastbn
+from fastbn import _core
 from fastbn import reference as ref
 
 LAYERS = [fastbn.BatchNorm, fastbn.BatchNorm1d, fastbn.BatchNorm2d, fastbn.BatchNorm3d]
@@ -1159,6 +1160,60 @@ def test_an_unknown_activation_is_named_in_place_too():
     bn.activation = "bogus"
     with pytest.raises(ValueError, match=r"^activation: .*'bogus'"):
         bn(x, out=x)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("training", "no", TypeError),
+        ("training", None, TypeError),
+        ("training", 2, ValueError),
+        ("use_global_stats", "False", TypeError),
+        ("use_global_stats", 1, TypeError),
+        ("track_running_stats", "False", TypeError),
+        ("axis", 1.0, TypeError),
+        ("axis", 64, ValueError),
+        ("num_features", 3.0, TypeError),
+        ("num_features", 0, ValueError),
+        ("negative_slope", "x", TypeError),
+        ("negative_slope", 1j, TypeError),
+        ("negative_slope", 10**400, ValueError),
+        ("eps", 0, ValueError),
+    ],
+)
+def test_options_set_later_are_checked_as_in_the_constructor(name, value, error):
+    bn = fastbn.BatchNorm(3, activation="leaky_relu")
+    before = getattr(bn, name)
+    with pytest.raises(error, match=rf"^{name}: expected .*got "):
+        setattr(bn, name, value)
+    assert getattr(bn, name) is before
+    setattr(bn, name, before)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"])
+def test_results_stay_out_of_the_arrays_of_the_layer(name):
+    bn, x = fastbn.BatchNorm(3, use_global_stats=False), np.array([[1, 2, 3]], np.float32)
+    bn.eval()(x)
+    before = {**bn.state_dict(), "dgamma": bn.dgamma.copy(), "dbeta": bn.dbeta.copy()}
+    out = getattr(bn, name).reshape(1, 3)
+    for call in (lambda: bn(x, out=out), lambda: bn.backward(x, out=out), lambda: bn.backward(x, out=(out, None))):
+        with pytest.raises(ValueError, match=rf"^out: expected memory apart from {name}, got "):
+            call()
+    after = {**bn.state_dict(), "dgamma": bn.dgamma, "dbeta": bn.dbeta}
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_negative_running_variance_is_named():
+    bn = fastbn.BatchNorm(3).eval()
+    bn.running_var[1] = -1
+    with pytest.raises(ValueError, match=r"^running_var: expected variances >= 0, got -1.0 in channel 1"):
+        bn(np.ones((4, 3), np.float32))
+
+
+def test_vectors_that_changed_meanwhile_are_not_copied():
+    for others in ((np.ones(2), None, None), (None, None, np.ones((3, 1)))):
+        with pytest.raises(RuntimeError, match="an array has changed"):
+            _core.copies(np.ones(3), *others)
 
 
 @pytest.mark.parametrize("key", ["running_mean", "gamma", "num_batches_tracked"])
