@@ -26,6 +26,7 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "cdivision": True,
     "freethreading_compatible": True,
+    "warn.unreachable": False,  # what is chosen when a loop over types is compiled leaves the other ways unreachable
 }
 
 # -ffp-contract=off: a fused multiply-add on one instruction set only would give other bits there.
@@ -53,9 +54,10 @@ KEEP_LANE_LOOPS = [
 KEEP_JUMPS_IN_BLOCKS = ["-Wa,-mbranches-within-32B-boundaries"]
 
 # The kernels are built once for each row: module, flags. Which one runs is decided at import (fastbn/_dispatch.py).
+V3 = "fastbn._kernels.x86_64_v3"
 KERNELS = {
     "fastbn._kernels.baseline": [],
-    "fastbn._kernels.x86_64_v3": ["-march=x86-64-v3"],
+    V3: ["-march=x86-64-v3"],
 }
 OTHERS = ["fastbn._core", "fastbn._cpu"]
 
@@ -83,6 +85,11 @@ def say(line: str) -> None:
     print(f"fastbn build: {line}", file=sys.stderr, flush=True)
 
 
+def differs(record: Path, options: str) -> bool:
+    """Whether what stands there was made with other options: no source is newer then, but nothing of it will do."""
+    return not record.exists() or record.read_text() != options
+
+
 class BuildExt(build_ext):
     """Decides flags once the compiler is known, and records the decisions for `fastbn.show_config()`."""
 
@@ -95,7 +102,7 @@ class BuildExt(build_ext):
         openmp, link, pause = self.openmp(kind)
         v3 = self.can_build_v3(kind)
         if not v3:
-            self.extensions[:] = [e for e in self.extensions if e.name != "fastbn._kernels.x86_64_v3"]
+            self.extensions[:] = [e for e in self.extensions if e.name != V3]
         for extension in self.extensions:
             extension.extra_compile_args = flags + openmp + KERNELS.get(extension.name, [])
             extension.extra_link_args = link
@@ -106,7 +113,11 @@ class BuildExt(build_ext):
                 ("FASTBN_BUILD", f'"Cython {cython_version}; flags {" ".join(flags + openmp)}"'),
             ]
         self.parallel = self.parallel or os.cpu_count()  # the kernels take a minute each
+        options = [(e.name, e.extra_compile_args, e.extra_link_args, e.define_macros) for e in self.extensions]
+        made_with = Path(self.build_temp, "options.txt")
+        self.force = self.force or differs(made_with, repr(options))
         super().build_extensions()
+        made_with.write_text(repr(options))
 
     def openmp(self, kind: str) -> tuple[list[str], list[str], bool]:
         """Flags to compile and to link with OpenMP, and whether its thread pool can be paused before a fork."""
@@ -128,7 +139,7 @@ class BuildExt(build_ext):
     def can_build_v3(self, kind: str) -> bool:
         """Whether compiler and processor family know x86-64-v3."""
         known = kind == "unix" and platform.machine().lower() in ("x86_64", "amd64")
-        known = known and self.works(V3_PROBE, KERNELS["fastbn._kernels.x86_64_v3"], [])
+        known = known and self.works(V3_PROBE, KERNELS[V3], [])
         say("kernels: baseline, x86-64-v3" if known else "kernels: baseline only")
         return known
 
@@ -159,7 +170,12 @@ def extension(name: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=cythonize([extension(n) for n in [*KERNELS, *OTHERS]], compiler_directives=DIRECTIVES),
-    cmdclass={"build_ext": BuildExt},
+made_with = Path("build", "directives.txt")
+modules = cythonize(
+    [extension(n) for n in [*KERNELS, *OTHERS]],
+    compiler_directives=DIRECTIVES,
+    force=differs(made_with, repr(DIRECTIVES)),
 )
+made_with.parent.mkdir(exist_ok=True)
+made_with.write_text(repr(DIRECTIVES))
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})

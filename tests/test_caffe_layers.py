@@ -486,6 +486,49 @@ def test_upstream_scale_gradient_with_param(case, bottoms):
     check_scale_gradient(caffe.Scale(**WITH_PARAM[case][0], dtype=bottoms["x"].dtype), bottoms["x"])
 
 
+# ---- results and blobs
+
+RESULTS_IN_BLOBS = {
+    "BatchNorm": (lambda: caffe.BatchNorm(3), [0, 1], ["data", "diff"]),
+    "Scale": (lambda: caffe.Scale(axis=0, num_axes=-1, bias_term=True), [0, 1], ["data", "diff"]),
+    "Scale of channels": (lambda: caffe.Scale(bias_term=True), [0, 1], ["data", "diff"]),
+    "Bias": (lambda: caffe.Bias(axis=0, num_axes=-1), [0], ["data", "diff"]),
+    "Block": (lambda: caffe.Block("b", caffe.BatchNorm(3), caffe.Scale(bias_term=True)), [0, 1], ["data", "diff"]),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS_IN_BLOBS)
+def test_results_stay_out_of_blobs(name):
+    make, which, parts = RESULTS_IN_BLOBS[name]
+    layer, x = make(), np.array([[1, 2, 3]], np.float32)
+    layer(x)
+    blobs = layer.scale.blobs if name == "Block" else layer.blobs
+    before = [(blob.data.copy(), blob.diff.copy()) for blob in blobs]
+    for k in which:
+        for part in parts:
+            out = getattr(blobs[k], part).reshape(1, 3)
+            for call in (lambda out=out: layer(x, out=out), lambda out=out: layer.backward(x, out=out)):
+                with pytest.raises(ValueError, match=r"^out: expected .* apart from "):
+                    call()
+    for blob, (data, diff) in zip(blobs, before, strict=True):
+        assert np.array_equal(blob.data, data)
+        assert np.array_equal(blob.diff, diff)
+    layer.backward(x)  # that of the first forward still
+
+
+def test_blobs_lose_no_mask():
+    blob = caffe.Blob([1.0, 2.0])
+    for part in ("data", "diff"):
+        with pytest.raises(TypeError, match=f"^{part}: expected a plain array, got a masked array"):
+            setattr(blob, part, np.ma.array([3.0, 4.0], mask=[1, 0]))
+    assert blob.data.tolist() == [1, 2]
+
+
+def test_bias_term_is_a_bool():
+    with pytest.raises(TypeError, match=r"^bias_term: expected a bool, got str"):
+        caffe.Scale(bias_term="no")
+
+
 # ---- Scale and Bias: axes
 
 ALLOWED = {  # facts of Caffe: for x of 100x3x40x60

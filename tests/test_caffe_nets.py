@@ -107,6 +107,15 @@ def test_the_example_trains_and_tests(files, rng):
     assert net.blocks[0].batch_norm is block.batch_norm
 
 
+def test_random_layers_of_a_net_differ(files):
+    random = 'scale_param { filler { type: "gaussian" } }'
+    text = "".join(one(f"bn{k}") + one(f"scale{k}", random, "Scale") for k in range(2))
+    first, second = caffe.load(*files(text), channels=3).blocks
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    first(x), second(x)
+    assert not np.array_equal(first.scale.blobs[0].data, second.scale.blobs[0].data)
+
+
 @pytest.mark.parametrize("channels", [5, {"bn1": 5, "other": 3}])
 def test_the_count_of_channels_by_argument(channels, files):
     block = caffe.load(*files(EXAMPLE), channels=channels).blocks[0]

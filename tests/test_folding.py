@@ -6,6 +6,7 @@ input adds to its surroundings.
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import U32, U64
@@ -13,7 +14,6 @@ from arrays import U32, U64
 import fastbn
 from fastbn import reference
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 UNITS = {np.dtype(np.float64): U64, np.dtype(np.float32): U32, np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8}
 EPS = 1e-3

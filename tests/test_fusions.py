@@ -10,6 +10,7 @@ import itertools
 import json
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import (
@@ -38,7 +39,6 @@ from test_gradients import STEP, assert_close, derivative
 import fastbn
 from fastbn import _cpu, reference
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16]
 HALF_UNIT = {np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8}  # one rounding of a half type

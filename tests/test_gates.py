@@ -4,12 +4,12 @@ Expected values come from y of the forward, which other tests hold to the refere
 compares x with what it has found once a channel. All values of half types; of others many near each change.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fastbn
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 EPS = 1e-5
 SLOPE = 0.25

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from arrays import assert_parameter_gradients, assert_stats
@@ -12,7 +13,6 @@ from arrays import assert_parameter_gradients, assert_stats
 import fastbn
 from fastbn import _cpu, reference
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 SHAPES = {"planes": (4, 5, 6, 7), "short rows": (6, 3, 3), "rows": (50, 9), "long": (2, 3, 5000)}
 BUILDS = ["baseline"] + ["x86-64-v3"] * _cpu.has_x86_64_v3()

@@ -1,4 +1,4 @@
-"""Every function gives the right values: over shapes, memory layouts and dtypes (promise P1, tables of the design)."""
+"""Every function gives the right values: over shapes, memory layouts and dtypes (promise P1 of README)."""
 
 import itertools
 

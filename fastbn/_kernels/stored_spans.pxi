@@ -61,7 +61,7 @@ cdef inline void put_last(stored *end, const stored *line, Py_ssize_t count) noe
     if count & 2:
         memcpy(end - last, line + 8 - last, 2*sizeof(stored))
     if count & 1:
-        end[-1] = line[7]
+        (end - 1)[0] = line[7]
 
 
 cdef inline void store_last(const Place *at, Py_ssize_t length, const Coefficients *f, Py_ssize_t count,

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 import fastbn
 from fastbn.caffe.affine import floats
-from fastbn.caffe.blobs import Blob, check_writeable
+from fastbn.caffe.blobs import Blob, check_apart, check_writeable
 from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
 from fastbn.optional import DefaultMode, as_dtype, as_number
 
@@ -155,6 +155,7 @@ class BatchNorm:
         -------
         dx : ndarray, shape and dtype of x
         """
+        check_apart(out, self.blobs)
         dx = gradients_of(self._saved, dy, out, need_params=False).dx
         assert dx is not None
         return dx
@@ -166,6 +167,7 @@ class BatchNorm:
         self.check(x)
         blobs = self.blobs or self.new_blobs(x.shape[1])
         _check_shapes(blobs)
+        check_apart(out, blobs)
         kept_gamma = None if gamma is None else gamma.copy()
         if self.in_global_mode:
             mean, var = _statistics(blobs)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.optional import as_any_array, as_dtype, as_integer, as_number
+from fastbn.optional import as_any_array, as_dtype, as_integer, as_number, check_overlap
 
 
 class Blob:
@@ -56,7 +56,7 @@ class Blob:
 
     @data.setter
     def data(self, values: ArrayLike) -> None:
-        self._data[...] = values
+        self._data[...] = as_any_array("data", values)
 
     @property
     def diff(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Blob:
 
     @diff.setter
     def diff(self, values: ArrayLike) -> None:
-        self._diff[...] = values
+        self._diff[...] = as_any_array("diff", values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,6 +97,16 @@ def check_writeable(blobs: Iterable[Blob], part: str) -> None:
     for k, blob in enumerate(blobs):
         if not getattr(blob, part).flags.writeable:
             raise ValueError(f"blobs[{k}]: expected writeable {part}, got a read-only array")
+
+
+def check_apart(out: object, blobs: Iterable[Blob]) -> None:
+    """That a result, if there is an array for it, does not stand in a blob, which is read or written meanwhile."""
+    if not isinstance(out, np.ndarray):
+        return
+    for k, blob in enumerate(blobs):
+        for part in ("data", "diff"):
+            if np.may_share_memory(out, getattr(blob, part)):
+                check_overlap(out, f"the {part} of blobs[{k}]", getattr(blob, part), False)
 
 
 @dataclass(frozen=True)

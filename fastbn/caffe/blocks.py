@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 import fastbn
 from fastbn.caffe.affine import Run, floats
 from fastbn.caffe.batch_norm import BatchNorm, gradients_of
+from fastbn.caffe.blobs import check_apart
 from fastbn.caffe.scale import Scale
 
 
@@ -67,6 +68,7 @@ class Block:
     def _both(self, x: np.ndarray, run: Run, scale: Scale, out: np.ndarray | None) -> tuple[np.ndarray, Any]:
         """In one pass where the scale goes along axis 1, else one after the other: what is kept is None then."""
         blobs = scale.blobs_for(run)  # before anything changes: they must fit x
+        check_apart(out, blobs)
         if not run.is_channels:
             y = self.batch_norm(x, out)
             scale.use(blobs, run)
@@ -94,13 +96,14 @@ class Block:
             raise RuntimeError("backward: expected a forward before it, there was none")
         (saved,) = self._saved
         if self.scale is not None:
-            self.scale.check_diffs()
+            self.scale.check_diffs(out)
         if saved is None:
             assert self.scale is not None
             dy, *of_scale = self.scale.gradients(dy)
             dx = self.batch_norm.backward(dy, out)
             self.scale.add_gradients(*of_scale)
             return dx
+        check_apart(out, self.batch_norm.blobs)
         found = gradients_of(saved, dy, out, need_params=self.scale is not None)
         if self.scale is not None:
             self.scale.add_gradients(found.dgamma, found.dbeta)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
-from fastbn.caffe.blobs import Blob, Filler, check_writeable
+from fastbn.caffe.blobs import Blob, Filler, check_apart, check_writeable
 from fastbn.caffe.checks import before_forward
-from fastbn.optional import DefaultMode, as_dtype, as_integer, check_result
+from fastbn.optional import DefaultMode, as_dtype, as_flag, as_integer, check_result
 
 FillerLike = Filler | Mapping[str, Any] | None
 
@@ -88,9 +88,10 @@ class _Broadcast(ABC):
             if blob.shape != run.inside:
                 blob.reshape(run.inside)
 
-    def check_diffs(self) -> None:
-        """That gradients can be added to the blobs: asked before dx is written."""
+    def check_diffs(self, out: np.ndarray | None) -> None:
+        """That gradients can be added to the blobs, beside a dx in `out`: asked before that is written."""
         check_writeable(self.blobs, "diff")
+        check_apart(out, self.blobs)
 
     def clear_diffs(self) -> None:
         """Set the accumulated gradients to 0."""
@@ -126,7 +127,8 @@ class Scale(_Broadcast):
     dtype : float32 or float64
         Of the blobs; x may be of either type.
     rng : int or numpy.random.Generator, optional
-        For random fillers. (Caffe's random numbers are not reproduced.)
+        For random fillers. (Caffe's random numbers are not reproduced.) Layers that are given the same number start
+        alike: give several of them one Generator.
 
     Attributes
     ----------
@@ -162,7 +164,7 @@ class Scale(_Broadcast):
     ) -> None:
         super().__init__(axis, num_axes, dtype, rng)
         self.filler, self.bias_filler = Filler.of(filler, 1.0), Filler.of(bias_filler, 0.0)
-        self.bias_term = bool(bias_term)
+        self.bias_term = as_flag("bias_term", bias_term)
 
     def fillers(self, two_bottoms: bool) -> list[Filler]:
         """Of the scale unless it is a bottom, and of the bias if there is one."""
@@ -177,7 +179,7 @@ class Scale(_Broadcast):
         scale : array_like, optional
             The second bottom: the shape of x's axes from `axis` on, as many as it has; or a scalar, for any axis.
         out : ndarray, optional
-            Takes y; x itself for Caffe's in-place, of which backward keeps a private copy.
+            Takes y; x itself for Caffe's in-place, of which backward keeps a private copy. No memory of a blob.
 
         Returns
         -------
@@ -189,6 +191,7 @@ class Scale(_Broadcast):
             Shapes or types do not fit. Nothing has changed then.
         """
         x, second, run, blobs = self.accept(x, "scale", scale)
+        check_apart(out, blobs)
         factor = blobs[0].data if second is None else second
         bias = blobs[-1].data if self.bias_term else None
         saved = before_forward(x, out), run, factor.copy() if second is None else factor, second is not None
@@ -205,7 +208,7 @@ class Scale(_Broadcast):
         dy : array_like
             Gradient of y.
         out : ndarray, optional
-            Takes dx; may be dy.
+            Takes dx; may be dy, but no memory of a blob.
 
         Returns
         -------
@@ -213,7 +216,7 @@ class Scale(_Broadcast):
             With two bottoms: (dx, gradient of the second bottom).
         """
         two_bottoms = self._last()[-1]
-        self.check_diffs()
+        self.check_diffs(out)
         dx, dscale, dbias = self.gradients(dy, out)
         self.add_gradients(None if two_bottoms else dscale, dbias)
         return (dx, dscale) if two_bottoms else dx
@@ -280,13 +283,14 @@ class Bias(_Broadcast):
         bias : array_like, optional
             The second bottom, as in `Scale`.
         out : ndarray, optional
-            Takes y; may be x.
+            Takes y; may be x, but no memory of a blob.
 
         Returns
         -------
         y : ndarray, shape and dtype of x
         """
         x, second, run, blobs = self.accept(x, "bias", bias)
+        check_apart(out, blobs)
         y = apply(x, run, None, blobs[0].data if second is None else second, out)
         self.use(blobs, run)
         self._saved = run, x.dtype, second
@@ -300,7 +304,7 @@ class Bias(_Broadcast):
         dy : array_like
             Gradient of y.
         out : ndarray, optional
-            Takes dx; may be dy.
+            Takes dx; may be dy, but no memory of a blob.
 
         Returns
         -------
@@ -308,7 +312,7 @@ class Bias(_Broadcast):
             With two bottoms: (dx, gradient of the second bottom).
         """
         run, dtype, second = self._last()
-        self.check_diffs()
+        self.check_diffs(out)
         dy = like("dy", dy, run.shape, dtype)
         dbias = sums(dy, run)
         check_result(out, dy, {"dy": dy}, {})

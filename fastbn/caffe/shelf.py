@@ -60,6 +60,7 @@ class Shelf:
     def __init__(self, weights: Any, options: Options) -> None:
         self._weights, self._options = weights, options
         self._places = by_name(weights.layer)
+        self._rng = np.random.default_rng(0)  # of all layers: else their fillers would give them all the same numbers
         self._entries: dict[tuple[bytes, bytes], Entry] = {}  # by name and type
 
     # ---- layers
@@ -74,7 +75,7 @@ class Shelf:
             roles, layer, inner = self._yjxiong(node, phase, dtype)
         elif self._is_nvidias(node, place):
             roles, layer = dialects.NVIDIA, nvidias_batch_norm(param, phase, dtype, fresh=place is None)
-            inner = inner_scale(param, "scale_filler", 1.0, dtype)
+            inner = inner_scale(param, "scale_filler", 1.0, dtype, self._rng)
         else:
             use = param.use_global_stats if param.HasField("use_global_stats") else None
             roles = dialects.BVLC
@@ -100,6 +101,7 @@ class Shelf:
             param.bias_term,
             filler(param, "bias_filler", 0.0),
             self._dtype(place),
+            self._rng,
         )
         key = node.layer.name, node.layer.type
         if key not in self._entries:
@@ -126,7 +128,7 @@ class Shelf:
         momentum, eps = (decimal(param.momentum), decimal(param.eps)) if param is not None else (0.9, 1e-5)
         use = True if param is not None and param.frozen else None
         layer = RunningAverage(None, eps, momentum, use, phase, dtype)
-        return dialects.BN[style], layer, inner_scale(param, "slope_filler", 0.0, dtype)
+        return dialects.BN[style], layer, inner_scale(param, "slope_filler", 0.0, dtype, self._rng)
 
     def _is_nvidias(self, node: Node, place: int | None) -> bool:
         param = node.layer.batch_norm_param
@@ -226,9 +228,9 @@ def nvidias_batch_norm(param: Any, phase: str, dtype: Any, fresh: bool) -> Runni
     return layer
 
 
-def inner_scale(param: Any, scale_filler: str, absent: float, dtype: Any) -> Scale:
+def inner_scale(param: Any, scale_filler: str, absent: float, dtype: Any, rng: np.random.Generator) -> Scale:
     """The Scale inside of a fork's layer."""
-    return Scale(1, 1, filler(param, scale_filler, absent), True, filler(param, "bias_filler", 0.0), dtype)
+    return Scale(1, 1, filler(param, scale_filler, absent), True, filler(param, "bias_filler", 0.0), dtype, rng)
 
 
 def filler(param: Any, name: str, absent: float) -> Filler:
