@@ -536,6 +536,39 @@ def test_results_in_two_places(dtype, shape, axis, activation):
                     assert result.tobytes() == np.concatenate(parts).tobytes(), (offset, threads, k)
 
 
+def in_page(values, offset):
+    """A copy `offset` bytes behind where a page begins."""
+    raw = np.empty(values.nbytes + 8192, np.uint8)
+    copy = np.ndarray(values.shape, values.dtype, buffer=raw.data, offset=-raw.ctypes.data % 4096 + offset)
+    copy[...] = values
+    return copy
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("shape", [(7, 96, 1681), (6, 96, 2501), (41, 64, 14, 31), (18, 64, 1000)], ids=str)
+def test_results_close_behind_what_is_read(shape, activation):
+    """As far as the offsets in their pages tell: lines are then taken in another order. Far from it, they are not."""
+    rng = np.random.default_rng(16)
+    x, dy, residual = (in_page(rng.standard_normal(shape, np.float32), offset) for offset in (0, 1024, 2048))
+    assert x.nbytes >= constant("STREAM_FROM")
+    mean, gamma, beta = rng.standard_normal((3, shape[1]), np.float32)
+    var, options = np.full(shape[1], 2.0), {"activation": activation}
+
+    def all_of(offset):
+        out, other = in_page(x, offset), in_page(x, offset + 64)
+        yield fastbn.normalize(x, mean, var, gamma, beta, out=out, **options)
+        yield fastbn.normalize(x, mean, var, gamma, beta, residual=residual, out=out, **options)
+        how = {"training": False, "need_params": False, "out": out, **options}
+        yield fastbn.batch_norm_backward(dy, x, (mean, var), gamma, beta, **how).dx
+        how |= {"residual": True, "y": residual, "out": (out, other)}
+        both = fastbn.batch_norm_backward(dy, x, (mean, var), gamma, beta, **how)
+        yield np.stack([both.dx, both.dresidual])
+
+    expected = [result.tobytes() for result in all_of(3072)]
+    for offset in (16, 64, 192, 1024 + 32, 2048 + 128):
+        assert [result.tobytes() for result in all_of(offset)] == expected, offset
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("offset", [0, 16, 32])
 @pytest.mark.parametrize("samples", [1, 2, 3])

@@ -16,7 +16,6 @@ cdef enum:
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     TWO_PLACES = 128        # values of a row, from which on results without sums are computed in two places at once
-    PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache

@@ -163,27 +163,60 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const
         prefetch_lanes(<const stored *>at.y + i, later)
 
 
+# ---- lines in another order
+
+cdef inline bint is_close_behind(const char *out, const char *read) noexcept nogil:
+    return 0 < ((out - read) & (PAGE - 1)) < CLOSE
+
+
+cdef inline bint stands_close_behind(const Place *at, const formula *what) noexcept nogil:
+    """Whether results stand close behind what is read, as far as the offsets in their pages tell.
+
+    A processor that looks at these alone takes what it reads next for what was written just before, and waits until
+    that has been computed. (Zen 4: inference takes 1.2 to 2.3 times as long, but for turned lines.)
+    """
+    cdef bint close = False
+    if reads_x(what):
+        close = is_close_behind(at.out, at.x)
+    if reads_dy(what):
+        close = close or is_close_behind(at.out, at.dy)
+    if reads_y(what):
+        close = close or is_close_behind(at.out, at.y) or is_close_behind(at.dresidual, at.x)
+        close = close or is_close_behind(at.dresidual, at.dy) or is_close_behind(at.dresidual, at.y)
+    return close
+
+
+cdef inline Py_ssize_t lines_to_turn(const Place *at, Py_ssize_t lines, const formula *what) noexcept nogil:
+    return lines//TURNED*TURNED if stands_close_behind(at, what) else 0
+
+
+cdef inline Py_ssize_t line_in_turn(Py_ssize_t k, Py_ssize_t turned) noexcept nogil:
+    """The k-th line that is taken. Of the first `turned` the last of each TURNED goes first."""
+    return k ^ (TURNED - 1) if k < turned else k
+
+
 cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint two, Py_ssize_t i, Py_ssize_t length,
                                     const Coefficients *f, bint past, const stored *typed,
                                     const formula *what) noexcept nogil:
     """The whole lines from value i of a row on, with `two` in turn with those of the other; where they end."""
-    cdef Py_ssize_t rest = length - LANES, ahead = TWO_SPANS_AHEAD if two else SPANS_AHEAD
+    cdef Py_ssize_t ahead = TWO_SPANS_AHEAD if two else SPANS_AHEAD
+    cdef Py_ssize_t k, line_at, lines = (length - i)//LANES, turned = lines_to_turn(at, lines, what) if two else 0
     cdef stored line[LANES]
     cdef stored g[LANES]
     cdef stored other_line[LANES]
     cdef stored other_g[LANES]
-    while i <= rest:
-        ask_for_values(at, i + ahead, False, typed, what)
+    for k in range(lines):
+        ask_for_values(at, i + k*LANES + ahead, False, typed, what)
         if two:
-            ask_for_values(other, i + ahead, False, typed, what)
-        compute_line(at, i, <stored *>line, <stored *>g, f, 0, LANES, what)
+            ask_for_values(other, i + k*LANES + ahead, False, typed, what)
+        line_at = i + line_in_turn(k, turned)*LANES
+        compute_line(at, line_at, <stored *>line, <stored *>g, f, 0, LANES, what)
         if two:
-            compute_line(other, i, <stored *>other_line, <stored *>other_g, f, 0, LANES, what)
-        stream_results(at, i, <const stored *>line, <const stored *>g, past, what)
+            compute_line(other, line_at, <stored *>other_line, <stored *>other_g, f, 0, LANES, what)
+        stream_results(at, line_at, <const stored *>line, <const stored *>g, past, what)
         if two:
-            stream_results(other, i, <const stored *>other_line, <const stored *>other_g, past, what)
-        i += LANES
-    return i
+            stream_results(other, line_at, <const stored *>other_line, <const stored *>other_g, past, what)
+    return i + lines*LANES
 
 
 cdef inline void stream_span(const Place *at, const Place *other, bint two, Py_ssize_t length, const Numbers *f,
