@@ -30,7 +30,7 @@ DIRECTIVES = {
 }
 
 # -ffp-contract=off: a fused multiply-add on one instruction set only would give other bits there.
-# Never -ffast-math or any of its parts: sums would be reordered, NaN lost. (See the promises in fastbn/__init__.py.)
+# Never a flag that lets compilers reorder sums or forget NaN: tests/test_structure.py has their names.
 # (-fno-math-errno is none: a square root need not set errno, and may then stand in a vector.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off", "-fno-math-errno"], "msvc": ["/O2", "/fp:precise"]}
 if not DEBUG:

@@ -122,8 +122,8 @@ class BatchNorm:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was expected and what came. Assignments to the arrays above raise the same, before
-        anything is written.
+        Naming the argument, what was expected and what came. Assignments to the arrays above and to options raise the
+        same (momentum and activation in the next call), before anything is written.
 
     Notes
     -----
@@ -224,8 +224,9 @@ class BatchNorm:
         residual : array_like, optional
             Added before the activation: the shape and dtype of x. `backward` then returns its gradient, too.
         out : ndarray, optional
-            As in `batch_norm`. With x itself, `backward` works from y alone, and the memory of one activation is saved:
-            without an activation or with leaky_relu with a slope > 0, without a residual, and where no gamma is 0.
+            As in `batch_norm`; no array of the layer. With x itself, `backward` works from y alone, and the memory of
+            one activation is saved: without an activation or with leaky_relu with a slope > 0, without a residual, and
+            where no gamma is 0.
 
         Returns
         -------

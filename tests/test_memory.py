@@ -94,6 +94,22 @@ def test_many_channels(shape, dtype):
             assert a is None or a.tobytes() == getattr(found, name).tobytes(), name
 
 
+@pytest.mark.parametrize("samples", [64, 65])  # of channels with as many values as notes are left of, and with more
+def test_notes_take_little_memory(samples):
+    """What a backward behind a residual needs beside its results, for each thread."""
+    x, y, dx, dresidual = (np.ones((samples, 4, 128, 128), np.float32) for _ in range(4))
+    stats, each = fastbn.batch_stats(x), {64: 1 << 19, 65: 1 << 16}[samples]
+    for threads in (1, 2):
+        with fastbn.num_threads(threads):
+            tracemalloc.start()
+            fastbn.batch_norm_backward(
+                x, x, stats, activation="relu", residual=True, y=y, out=(dx, dresidual), need_params=False
+            )
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < threads * each
+
+
 # ---- memory of large results: that of the last one that was freed is kept, lent to the system, for the next
 
 LARGE = (2, 4, 1500, 1500)  # 72 MB

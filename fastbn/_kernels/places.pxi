@@ -2,9 +2,7 @@
 
 cdef enum:
     ARRAYS = 5
-    PAGE = 4096             # bytes, after which the sets of a first-level cache begin again
-    CLOSE = 256             # bytes, see stands_close_behind()
-    TURNED = 4              # lines: a power of 2
+    PAGE = 4096             # bytes, after which the sets of a first-level cache begin again, and offsets in pages
     HELD_BACK = 40 << 20    # held back from so many bytes on, read and of one result: few last-level caches hold them
 
 

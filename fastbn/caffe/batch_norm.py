@@ -126,7 +126,7 @@ class BatchNorm:
         ----------
         x : array_like, shape (N, C, ...), float32 or float64
         out : ndarray, optional
-            Takes y; x itself for Caffe's in-place, of which backward keeps a private copy.
+            Takes y; x itself for Caffe's in-place, of which backward keeps a private copy. No memory of a blob.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class BatchNorm:
         dy : array_like
             Gradient of y.
         out : ndarray, optional
-            Takes dx; may be dy.
+            Takes dx; may be dy, but no memory of a blob.
 
         Returns
         -------

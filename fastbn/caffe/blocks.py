@@ -49,7 +49,7 @@ class Block:
         ----------
         x : array_like, shape (N, C, ...), float32 or float64
         out : ndarray, optional
-            Takes y; may be x.
+            Takes y; may be x, but no memory of a blob.
 
         Returns
         -------
@@ -86,7 +86,7 @@ class Block:
         dy : array_like
             Gradient of y.
         out : ndarray, optional
-            Takes dx; may be dy.
+            Takes dx; may be dy, but no memory of a blob.
 
         Returns
         -------
