@@ -545,27 +545,39 @@ def in_page(values, offset):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("shape", [(7, 96, 1681), (6, 96, 2501), (41, 64, 14, 31), (18, 64, 1000)], ids=str)
-def test_results_close_behind_what_is_read(shape, activation):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((7, 96, 1681), 1), ((6, 96, 2501), 1), ((41, 64, 14, 31), 1), ((84, 64, 14, 14), 1), ((18, 64, 1000), 1),
+     ((61, 191, 97), -1), ((66, 128, 128), -1)],
+    ids=str,
+)  # fmt: skip
+def test_results_close_behind_what_is_read(shape, axis, dtype, activation):
     """As far as the offsets in their pages tell: lines are then taken in another order. Far from it, they are not."""
     rng = np.random.default_rng(16)
-    x, dy, residual = (in_page(rng.standard_normal(shape, np.float32), offset) for offset in (0, 1024, 2048))
+    shape = (shape[0] * 4 // np.dtype(dtype).itemsize, *shape[1:])
+    drawn = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    x, dy, residual = map(in_page, drawn, (0, 1024, 2048))
     assert x.nbytes >= constant("STREAM_FROM")
-    mean, gamma, beta = rng.standard_normal((3, shape[1]), np.float32)
-    var, options = np.full(shape[1], 2.0), {"activation": activation}
+    mean, gamma, beta = rng.standard_normal((3, shape[axis]), np.float32)
+    var, options = np.full(shape[axis], 2.0), {"activation": activation, "axis": axis}
+    stats = fastbn.batch_stats(x, axis=axis)
 
     def all_of(offset):
         out, other = in_page(x, offset), in_page(x, offset + 64)
         yield fastbn.normalize(x, mean, var, gamma, beta, out=out, **options)
         yield fastbn.normalize(x, mean, var, gamma, beta, residual=residual, out=out, **options)
-        how = {"training": False, "need_params": False, "out": out, **options}
-        yield fastbn.batch_norm_backward(dy, x, (mean, var), gamma, beta, **how).dx
-        how |= {"residual": True, "y": residual, "out": (out, other)}
-        both = fastbn.batch_norm_backward(dy, x, (mean, var), gamma, beta, **how)
-        yield np.stack([both.dx, both.dresidual])
+        yield fastbn.batch_norm(x, gamma, beta, out=out, **options)[0]
+        yield fastbn.batch_norm(x, gamma, beta, residual=residual, out=out, **options)[0]
+        for statistics, training in ((stats, True), ((mean, var), False)):
+            how = {"training": training, "out": out, **options}
+            yield fastbn.batch_norm_backward(dy, x, statistics, gamma, beta, **how).dx
+            how |= {"residual": True, "y": residual, "out": (out, other)}
+            both = fastbn.batch_norm_backward(dy, x, statistics, gamma, beta, **how)
+            yield np.stack([both.dx, both.dresidual])
 
     expected = [result.tobytes() for result in all_of(3072)]
-    for offset in (16, 64, 192, 1024 + 32, 2048 + 128):
+    for offset in (16, 48, 64, 192, 1024 + 32, 2048 + 112):
         assert [result.tobytes() for result in all_of(offset)] == expected, offset
 
 

@@ -28,6 +28,7 @@ cdef extern from "platform.h":
 cdef extern from "lanes.h":
     ctypedef struct lanes_t:    # LANES float64 in registers
         pass
+    Py_ssize_t VECTOR
     lanes_t lanes_load(const double *) noexcept nogil
     lanes_t lanes_widen(const float *) noexcept nogil
     lanes_t lanes_widen_float16(const void *) noexcept nogil

@@ -65,6 +65,7 @@ typedef struct { part_t a, b, c, d, e, g, h, i, j, k, l, m, n, o, q, s; } lanes_
 #define PART_WITHIN(x, low, high) (((x) >= (low)) & ((x) <= (high)))
 #define PART_CHOOSE(mask, x, y) ((mask) ? (x) : (y))
 #endif
+enum { VECTOR = sizeof(part_t) };   /* bytes */
 
 /* For x and y that were float32: their product is exact in float64, so fused or not the bits are the same. */
 #if defined(__FMA__) && defined(__AVX__)

@@ -3,7 +3,7 @@
 cdef enum:
     SPANS_AHEAD = 512           # values from what is computed to what is asked for
     TWO_SPANS_AHEAD = 64        # the same in each of two rows
-    CLOSE = 256                 # bytes, see stands_close_behind()
+    CLOSE = 256                 # bytes, see bytes_behind()
     TURNED = 4                  # lines that go from the last to the first then: a power of 2
 
 
@@ -173,11 +173,12 @@ cdef inline Py_ssize_t nearer(Py_ssize_t nearest, const char *out, const char *r
     return behind if behind != 0 and max(behind, -behind) < max(nearest, -nearest) else nearest
 
 
-cdef inline bint stands_close_behind(const Place *at, const formula *what) noexcept nogil:
-    """Whether results stand close behind what is read, and not closer before it.
+cdef inline Py_ssize_t bytes_behind(const Place *at, const formula *what) noexcept nogil:
+    """How closely results stand behind what is read; 0: not closely, or closer before it.
 
     A processor that looks at offsets alone takes what it reads next for what was written just before, and waits until
-    that has been computed. (Zen 4: inference takes 1.2 to 2.5 times as long, but for turned lines.)
+    that has been computed; longest where a vector that it reads seems to have been written as parts of two. (Zen 4:
+    training took up to 3 times as long, inference up to 2.5, channels-last 1.5, now 1.0 to 1.2.)
     """
     cdef Py_ssize_t nearest = CLOSE
     if reads_x(what):
@@ -189,25 +190,32 @@ cdef inline bint stands_close_behind(const Place *at, const formula *what) noexc
         nearest = nearer(nearest, at.dresidual, at.x)
         nearest = nearer(nearest, at.dresidual, at.dy)
         nearest = nearer(nearest, at.dresidual, at.y)
-    return 0 < nearest < CLOSE
+    return nearest if 0 < nearest < CLOSE else 0
 
 
-cdef inline Py_ssize_t lines_to_turn(const Place *at, Py_ssize_t lines, const formula *what) noexcept nogil:
-    """How many of the lines of a row are taken in another order."""
-    return lines//TURNED*TURNED if stands_close_behind(at, what) else 0
+cdef inline bint turns_lines(const Place *at, bint two, const formula *what) noexcept nogil:
+    """Whether lines are taken in another order for that: of a single row only where vectors are cut."""
+    cdef Py_ssize_t behind = bytes_behind(at, what)
+    return behind != 0 if two else behind < CLOSE//2 and behind % VECTOR != 0
 
 
-cdef inline Py_ssize_t line_in_turn(Py_ssize_t k, Py_ssize_t turned) noexcept nogil:
-    """The k-th line that is taken. Of the first `turned` the last of each TURNED goes first."""
-    return k ^ (TURNED - 1) if k < turned else k
+cdef inline Py_ssize_t lines_to_turn(Py_ssize_t length) noexcept nogil:
+    """How many values are taken in another order."""
+    return length//(TURNED*LANES)*(TURNED*LANES)
+
+
+cdef inline Py_ssize_t line_in_turn(Py_ssize_t i, Py_ssize_t turned) noexcept nogil:
+    """Which line is taken when it would be that at i. Of the first `turned` values the last of TURNED lines goes first.
+    """
+    return i ^ (TURNED - 1)*LANES if i < turned else i
 
 
 cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint two, Py_ssize_t i, Py_ssize_t length,
-                                    const Coefficients *f, bint past, const stored *typed,
+                                    const Coefficients *f, bint past, bint turns, const stored *typed,
                                     const formula *what) noexcept nogil:
     """The whole lines from value i of a row on, with `two` in turn with those of the other; where they end."""
     cdef Py_ssize_t ahead = TWO_SPANS_AHEAD if two else SPANS_AHEAD
-    cdef Py_ssize_t k, line_at, lines = (length - i)//LANES, turned = lines_to_turn(at, lines, what) if two else 0
+    cdef Py_ssize_t k, line_at, lines = (length - i)//LANES, turned = lines_to_turn(length - i) if turns else 0
     cdef stored line[LANES]
     cdef stored g[LANES]
     cdef stored other_line[LANES]
@@ -216,7 +224,7 @@ cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint tw
         ask_for_values(at, i + k*LANES + ahead, False, typed, what)
         if two:
             ask_for_values(other, i + k*LANES + ahead, False, typed, what)
-        line_at = i + line_in_turn(k, turned)*LANES
+        line_at = i + line_in_turn(k*LANES, turned)
         compute_line(at, line_at, <stored *>line, <stored *>g, f, 0, LANES, what)
         if two:
             compute_line(other, line_at, <stored *>other_line, <stored *>other_g, f, 0, LANES, what)
@@ -235,10 +243,12 @@ cdef inline void stream_span(const Place *at, const Place *other, bint two, Py_s
     cdef Py_ssize_t i = stream_first(at, &own, carry, typed, what)
     if two:
         stream_first(other, &own, carry + 1, typed, what)
-    if two or carry.past or not is_forward(what):
-        i = stream_lines(at, other, two, i, length, &own, True, typed, what)
+    if is_forward(what) and not (two or carry.past):
+        i = stream_lines(at, other, two, i, length, &own, False, False, typed, what)
+    elif turns_lines(at, two, what):
+        i = stream_lines(at, other, two, i, length, &own, True, True, typed, what)
     else:
-        i = stream_lines(at, other, two, i, length, &own, False, typed, what)
+        i = stream_lines(at, other, two, i, length, &own, True, False, typed, what)
     owe(carry, at, length, length - i, f, k, typed, what)
     if two:
         owe(carry + 1, other, length, length - i, f, k, typed, what)

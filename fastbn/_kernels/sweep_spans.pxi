@@ -7,6 +7,14 @@ cdef enum:
     JOIN_AHEAD = 1024       # values of a residual in longer rows, from what is added to what is asked for
 
 
+cdef enum:                  # how lines are swept: see Carry and turns_lines()
+    GOES_PAST = 1
+    HOLDS_BACK = 2
+    IS_NEAR = 4
+    ASKS_TOO = 8
+    TURNS = 16
+
+
 cdef inline void add_beside(const Place *at, Py_ssize_t i, Py_ssize_t length, lanes_t center, const Coefficients *f,
                             const stored *typed, const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
     """The sums that go with a formula: of LANES values from i on, or with a length of fewer, up to there."""
@@ -38,12 +46,12 @@ cdef inline void ask_beside(const Place *ahead, Py_ssize_t i, bint later, const 
 
 cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
                                    const Place *at, const Place *soon, lanes_t center, const Coefficients *z,
-                                   bint past, bint holds, bint near, bint asks, const Notes *notes,
-                                   const stored *typed, const formula *what, lanes_t *s, lanes_t *t) noexcept nogil:
+                                   int how, const Notes *notes, const stored *typed, const formula *what, lanes_t *s,
+                                   lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
-    first on; where they end.
+    first on; where they end. (How, it is told by a constant: there is a loop for each that is used.)
     """
-    cdef Py_ssize_t rest = length - LANES, k = 0
+    cdef Py_ssize_t rest = length - LANES, first = i, turned = lines_to_turn(length - i) if how & TURNS else 0, k = 0
     cdef Notes note
     if has_notes(notes, typed, what):
         note = notes[0]
@@ -55,16 +63,18 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
         if formula is not LeakyGradient and formula is not LeakyScaled:     # those need too many others
             lanes_in_registers(s)
             lanes_in_registers(t)
-        if holds:
+        if how & HOLDS_BACK:
             hold_back(not is_forward(what))
-        ask_beside(soon, k, not near, typed, what)
-        k += LANES
-        if asks:
+        ask_beside(soon, k, not how & IS_NEAR, typed, what)
+        if how & ASKS_TOO:
             ask_for_values(out, i + SPANS_AHEAD, False, typed, what)
         if has_notes(notes, typed, what):
             stream_by_note(out, i, own, note.read, what)
+        elif how & TURNS:
+            stream_some(out, first + line_in_turn(k, turned), own, True, typed, what)
         else:
-            stream_some(out, i, own, past, typed, what)
+            stream_some(out, i, own, how & GOES_PAST, typed, what)
+        k += LANES
         i += LANES
     return i
 
@@ -74,12 +84,17 @@ cdef inline Py_ssize_t sweep_past(const Place *out, Py_ssize_t i, Py_ssize_t len
                                   const Coefficients *z, const Notes *notes, const stored *typed, const formula *what,
                                   lanes_t *s, lanes_t *t) noexcept nogil:
     """The whole lines of a row, past the cache."""
+    cdef bint holds = carry.holds and is_light(typed, what)
     if has_notes(notes, typed, what):
-        return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, notes, typed, what, s,
+        return sweep_lines(out, i, length, own, at, soon, center, z, GOES_PAST, notes, typed, what, s, t)
+    if not is_forward(what) or not turns_lines(out, False, what):       # with more loops a backward takes up to 1.1
+        if holds:
+            return sweep_lines(out, i, length, own, at, soon, center, z, GOES_PAST|HOLDS_BACK, NULL, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, GOES_PAST, NULL, typed, what, s, t)
+    if holds:
+        return sweep_lines(out, i, length, own, at, soon, center, z, TURNS|GOES_PAST|HOLDS_BACK, NULL, typed, what, s,
                            t)
-    if carry.holds and is_light(typed, what):
-        return sweep_lines(out, i, length, own, at, soon, center, z, True, True, False, False, NULL, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, center, z, True, False, False, False, NULL, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, TURNS|GOES_PAST, NULL, typed, what, s, t)
 
 
 cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,
@@ -90,12 +105,12 @@ cdef inline Py_ssize_t sweep_row(const Place *out, Py_ssize_t i, Py_ssize_t leng
     if not is_forward(what) or carry.past:
         return sweep_past(out, i, length, own, carry, at, soon, center, z, notes, typed, what, s, t)
     if carry.near and carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, True, NULL, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, IS_NEAR|ASKS_TOO, NULL, typed, what, s, t)
     if carry.near:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, True, False, NULL, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, IS_NEAR, NULL, typed, what, s, t)
     if carry.asks:
-        return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, True, NULL, typed, what, s, t)
-    return sweep_lines(out, i, length, own, at, soon, center, z, False, False, False, False, NULL, typed, what, s, t)
+        return sweep_lines(out, i, length, own, at, soon, center, z, ASKS_TOO, NULL, typed, what, s, t)
+    return sweep_lines(out, i, length, own, at, soon, center, z, 0, NULL, typed, what, s, t)
 
 
 cdef inline void add_rest(const Place *at, Py_ssize_t k, Py_ssize_t length, const Place *soon, lanes_t center,
