@@ -167,9 +167,14 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const
 
 # ---- lines in another order
 
+cdef inline Py_ssize_t bytes_from(const char *read, const char *out) noexcept nogil:
+    """How far behind what is read a result stands, or before it, as far as the offsets in their pages tell."""
+    return ((out - read + PAGE//2) & (PAGE - 1)) - PAGE//2
+
+
 cdef inline Py_ssize_t nearer(Py_ssize_t nearest, const char *out, const char *read) noexcept nogil:
-    """How far behind what is read a result stands, as far as the offsets in their pages tell, if that is nearer."""
-    cdef Py_ssize_t behind = ((out - read + PAGE//2) & (PAGE - 1)) - PAGE//2
+    """That, if it is nearer."""
+    cdef Py_ssize_t behind = bytes_from(read, out)
     return behind if behind != 0 and max(behind, -behind) < max(nearest, -nearest) else nearest
 
 
