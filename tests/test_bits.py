@@ -547,7 +547,12 @@ def in_page(values, offset):
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize(
     ("dtype", "places"),
-    [("float32", (0, 1024, 2048)), ("float32", (0, 32, 96)), ("float16", (0, 1024, 2048))],
+    [
+        ("float32", (0, 1024, 2048)),
+        ("float32", (0, 32, 96)),
+        ("float64", (0, 1024, 2048)),
+        ("float16", (0, 1024, 2048)),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -557,9 +562,11 @@ def in_page(values, offset):
     ids=str,
 )  # fmt: skip
 def test_results_close_behind_what_is_read(shape, axis, dtype, places, activation):
-    """As far as the offsets in their pages tell: lines are then taken in another order. Far from it, they are not."""
+    """As far as the offsets in their pages tell: lines are then taken in another order. Far from it, they are not.
+    The last two results take the place of what is read.
+    """
     rng = np.random.default_rng(16)
-    shape = (shape[0] * 4 // np.dtype(dtype).itemsize, *shape[1:])
+    shape = (-(-shape[0] * 4 // np.dtype(dtype).itemsize), *shape[1:])  # as many bytes, or more
     drawn = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
     x, dy, residual = map(in_page, drawn, places)
     assert x.nbytes >= constant("STREAM_FROM")
@@ -579,6 +586,10 @@ def test_results_close_behind_what_is_read(shape, axis, dtype, places, activatio
             how |= {"residual": True, "y": residual, "out": (out, other)}
             both = fastbn.batch_norm_backward(dy, x, statistics, gamma, beta, **how)
             yield np.stack([both.dx, both.dresidual])
+        there = in_page(residual, offset)
+        yield fastbn.batch_norm(x, gamma, beta, residual=there, out=there, **options)[0]
+        there = in_page(dy, offset)
+        yield fastbn.batch_norm_backward(there, x, stats, gamma, beta, out=there, **options).dx
 
     expected = [result.tobytes() for result in all_of(3072)]
     for offset in (16, 48, 64, 192, 1024 + 32, 2048 + 112):

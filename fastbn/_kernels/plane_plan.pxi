@@ -144,8 +144,9 @@ cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) 
 
 
 cdef inline bint stands_between(const Call *call) noexcept nogil:
-    """Whether results stand as closely behind one array as before another: for two samples at once there is no good
-    order of lines then, see bytes_behind(). (Zen 4: inference with a residual takes 1.2 to 2 times as long.)
+    """Whether results stand as closely behind x as before dy or a residual, or the other way round: for two samples at
+    once there is no good order of lines then, see bytes_behind(). (Zen 4: inference with a residual took up to twice as
+    long as elsewhere.)
     """
     cdef Place at = row_of(call, 0, 0)
     cdef Py_ssize_t behind

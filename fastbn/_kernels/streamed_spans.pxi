@@ -185,7 +185,7 @@ cdef inline Py_ssize_t bytes_behind(const Place *at, const formula *what) noexce
 
     A processor that looks at offsets alone takes what it reads next for what was written just before, and waits until
     that has been computed; longest where a vector that it reads seems to have been written as parts of two. (Zen 4:
-    training took up to 3 times as long, inference up to 2.5, channels-last 1.5, now 1.0 to 1.2.)
+    training took up to 3 times as long, inference up to 2.5, channels-last 1.5, now 1.0 to 1.3.)
     """
     cdef Py_ssize_t nearest = CLOSE
     if reads_x(what):

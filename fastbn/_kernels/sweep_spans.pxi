@@ -49,7 +49,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
                                    int how, const Notes *notes, const stored *typed, const formula *what, lanes_t *s,
                                    lanes_t *t) noexcept nogil:
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
-    first on; where they end. (How, it is told by a constant: there is a loop for each that is used.)
+    first on; where they end. (`how` is a constant: there is a loop for each that is used.)
     """
     cdef Py_ssize_t rest = length - LANES, first = i, turned = lines_to_turn(length - i) if how & TURNS else 0, k = 0
     cdef Notes note
@@ -80,8 +80,8 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
 
 
 cdef inline bint turns_sweep(const Place *at, const formula *what) noexcept nogil:
-    """Whether lines are taken in another order, see bytes_behind(): only where vectors are cut. (With loops for both in
-    one function other backwards take up to 1.1 times as long.)
+    """Whether lines are taken in another order, see bytes_behind(): in forwards, where vectors are cut. (With loops for
+    both orders in one function a backward takes up to 1.1 times as long at all offsets.)
     """
     return is_forward(what) and turns_lines(at, False, what) and bytes_behind(at, what) % VECTOR != 0
 
