@@ -27,7 +27,7 @@ from caffe_files import (
 
 import fastbn
 from fastbn import caffe, cli, reference
-from fastbn.caffe import batch_norm, blobs, net, scale
+from fastbn.caffe import batch_norm, blobs, blocks, net, scale
 
 
 @pytest.fixture
@@ -777,7 +777,7 @@ def test_nobody_reads_on(tmp_path):
     assert running.returncode == 1
 
 
-@pytest.mark.parametrize("module", [batch_norm, blobs, net, scale], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [batch_norm, blobs, blocks, net, scale], ids=lambda m: m.__name__)
 def test_examples(module):
     results = doctest.testmod(module)
     assert (results.failed, results.attempted > 0) == (0, True)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import fastbn
-from fastbn import _threads, folding, functional, layers, reference, statistics
+from fastbn import _threads, caffe, folding, functional, layers, reference, statistics
 
 MODULES = [fastbn, folding, functional, layers, statistics, _threads]
 FUNCTIONS = [n for n in fastbn.__all__ if inspect.isfunction(getattr(fastbn, n))]
@@ -17,6 +17,13 @@ METHODS = [
     for name in ("BatchNorm", "BatchStats", "GradientSums")
     for method, thing in vars(getattr(fastbn, name)).items()
     if (inspect.isfunction(thing) and not method.startswith("_")) or method == "__call__"
+]
+CAFFE = [f"caffe.{name}" for name in caffe.__all__]
+CAFFE_CALLS = [
+    f"caffe.{name}.{method}"
+    for name in caffe.__all__
+    for method in ("__call__", "backward")
+    if method in vars(getattr(caffe, name))
 ]
 
 
@@ -50,7 +57,7 @@ def parameters(name):
     return [p for p in inspect.signature(public(name)).parameters.values() if p.name not in ("self", "cls")]
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES, *METHODS])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES, *METHODS, *CAFFE, *CAFFE_CALLS])
 def test_docstrings_exist(name):
     text = inspect.getdoc(public(name))
     assert text
@@ -73,7 +80,25 @@ def test_classes_have_parameters_errors_and_an_example(name):
     assert {"Parameters", "Raises", "Examples"} <= sections(name)
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "BatchNorm", "BatchStats", "GradientSums", *METHODS])
+@pytest.mark.parametrize("name", CAFFE)
+def test_caffe_has_an_example_and_says_what_it_is_made_of(name):
+    found = sections(name)
+    assert "Examples" in found
+    if name in ("caffe.Block", "caffe.Net"):  # made by load()
+        assert "Attributes" in found
+    else:
+        assert {"Parameters", "Raises"} <= found
+
+
+@pytest.mark.parametrize("name", CAFFE_CALLS)
+def test_caffe_calls_have_parameters_returns_and_errors(name):
+    assert {"Parameters", "Returns", "Raises"} <= sections(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FUNCTIONS, "BatchNorm", "BatchStats", "GradientSums", *METHODS, "caffe.load", "caffe.BatchNorm", *CAFFE_CALLS],
+)
 def test_every_parameter_is_described(name):
     """By a line of the section Parameters that begins with it."""
     text = inspect.getdoc(public(name))

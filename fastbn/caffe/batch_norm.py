@@ -55,6 +55,12 @@ class BatchNorm:
     blobs : list of Blob
         Sum of means (C,), sum of variances (C,), sum of weights (1,): zeros at first.
 
+    Raises
+    ------
+    TypeError, ValueError
+        channels is no positive integer, eps or moving_average_fraction no finite number or eps negative, or another
+        argument none of those above.
+
     Notes
     -----
     Means and variances are computed in float64 and rounded once, where Caffe rounds each step. As in Caffe, NaN in a
@@ -110,11 +116,17 @@ class BatchNorm:
         return self.phase == "TEST" if self.use_global_stats is None else bool(self.use_global_stats)
 
     def new_blobs(self, channels: int) -> list[Blob]:
-        """Blobs as they are before any batch."""
+        """Blobs as they are before any batch: a list of Blob."""
         return [Blob(np.zeros(n), self.dtype) for n in (channels, channels, 1)]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of the global mode, shape (C,), float64."""
+        """Mean and variance of the global mode, shape (C,), float64.
+
+        Raises
+        ------
+        ValueError
+            channels is not known yet, or the blobs have other shapes.
+        """
         if not self.blobs:
             raise ValueError("channels: not known before the first forward")
         return _statistics(self.blobs)
@@ -154,6 +166,13 @@ class BatchNorm:
         Returns
         -------
         dx : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward.
+        TypeError, ValueError
+            dy or out does not fit x. Nothing has changed then.
         """
         check_apart(out, self.blobs)
         dx = gradients_of(self._saved, dy, out, need_params=False).dx

@@ -73,7 +73,7 @@ class Blob:
         return self._data.shape
 
     def reshape(self, shape: tuple[int, ...]) -> None:
-        """Give data and diff another shape with as many values: new views of the same memory."""
+        """Give data and diff another shape with as many values, else ValueError: new views of the same memory."""
         self._data, self._diff = self._data.reshape(shape), self._diff.reshape(shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
@@ -125,6 +125,18 @@ class Filler:
         Gaussian: expected number of values that are not 0 per output; -1: all.
     variance_norm : {"FAN_IN", "FAN_OUT", "AVERAGE"}
         The n of xavier (uniform within sqrt(3/n)) and msra (gaussian with sqrt(2/n)).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another type or variance_norm, a field that is no finite number (sparse: no integer), min above max, or a
+        negative std.
+
+    Examples
+    --------
+    >>> from fastbn import caffe
+    >>> caffe.Scale(filler=caffe.Filler("uniform", min=0.5, max=1.5), rng=1).filler.max
+    1.5
     """
 
     type: str = "constant"

@@ -33,6 +33,17 @@ class Block:
         Whether a ReLU, and nothing else, reads the result. It is not part of the block.
     notes : list of str
         What is unusual about the layer in the file; `oddities` adds what is about its numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastbn import caffe
+    >>> block = caffe.Block("bn1", caffe.BatchNorm(1), caffe.Scale(filler={"value": 2}))
+    >>> block(np.array([[1.0], [3.0]])).round(3)
+    array([[-2.],
+           [ 2.]])
+    >>> block.fused()
+    BatchNorm(1, eps=1e-05, momentum=0.001, dtype=float64)
     """
 
     name: str
@@ -54,6 +65,11 @@ class Block:
         Returns
         -------
         y : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `BatchNorm` and `Scale`.
         """
         x = floats("x", x)
         bn, scale = self.batch_norm, self.scale
@@ -91,6 +107,11 @@ class Block:
         Returns
         -------
         dx : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        RuntimeError, TypeError, ValueError
+            As in `Scale.backward`.
         """
         if self._saved is None:
             raise RuntimeError("backward: expected a forward before it, there was none")
@@ -159,7 +180,7 @@ class Block:
         return {"weight": np.broadcast_to(gamma, channels), "bias": np.broadcast_to(beta, channels)}
 
     def oddities(self) -> list[str]:
-        """What one should know before relying on the layer."""
+        """What one should know before relying on the layer: a list of sentences."""
         found = list(self.notes)
         if self.batch_norm.blobs:
             factor = float(self.batch_norm.blobs[2].data[0])

@@ -93,6 +93,19 @@ class Net:
         In the order of the file, those of the current phase.
     phase : {"TEST", "TRAIN"}
         Assign to switch: the blocks are then those of the other phase. Layers of one name share their blobs.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from fastbn import caffe
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "net.prototxt")
+    >>> _ = path.write_text('''
+    ... layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "conv1" }
+    ... layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+    ... ''')
+    >>> net = caffe.load(path, phase="TRAIN", channels=3)
+    >>> [(block.name, block.relu, block.batch_norm.in_global_mode) for block in net.blocks]
+    [('bn1', True, False)]
     """
 
     def __init__(self, definition: Any, shelf: Shelf, phase: str) -> None:
@@ -127,6 +140,11 @@ class Net:
         ----------
         path : path
             Written as a whole or not at all; may be a file that was read.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
         """
         write(path, self._shelf.written())
 

@@ -136,6 +136,11 @@ class Scale(_Broadcast):
         Scale and bias; with two bottoms the bias alone. Empty before the first forward. Gradients are accumulated in
         `diff`, see `clear_diffs`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        axis or num_axes is no integer or num_axes below -1, or another argument none of those above.
+
     Examples
     --------
     >>> import numpy as np
@@ -214,6 +219,13 @@ class Scale(_Broadcast):
         -------
         dx : ndarray, shape and dtype of x
             With two bottoms: (dx, gradient of the second bottom).
+
+        Raises
+        ------
+        RuntimeError
+            There was no forward.
+        TypeError, ValueError
+            dy or out does not fit x, or a blob cannot be written. Nothing has changed then.
         """
         two_bottoms = self._last()[-1]
         self.check_diffs(out)
@@ -222,7 +234,7 @@ class Scale(_Broadcast):
         return (dx, dscale) if two_bottoms else dx
 
     def gradients(self, dy: ArrayLike, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those of x, scale and bias; the blobs stay as they are."""
+        """Those of x, scale and bias, as a tuple; the blobs stay as they are. See `backward` for dy, out and errors."""
         x, run, factor, _ = self._last()
         return gradients(like("dy", dy, x.shape, x.dtype), x, run, factor, out)
 
@@ -248,7 +260,12 @@ class Bias(_Broadcast):
     Attributes
     ----------
     blobs : list of Blob
-        The bias; none with two bottoms.
+        The bias; none with two bottoms. Gradients are accumulated in `diff`, see `clear_diffs`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `Scale`.
 
     Examples
     --------
@@ -288,6 +305,11 @@ class Bias(_Broadcast):
         Returns
         -------
         y : ndarray, shape and dtype of x
+
+        Raises
+        ------
+        TypeError, ValueError
+            Shapes or types do not fit. Nothing has changed then.
         """
         x, second, run, blobs = self.accept(x, "bias", bias)
         check_apart(out, blobs)
@@ -310,6 +332,11 @@ class Bias(_Broadcast):
         -------
         dx : ndarray, shape and dtype of x
             With two bottoms: (dx, gradient of the second bottom).
+
+        Raises
+        ------
+        RuntimeError, TypeError, ValueError
+            As in `Scale.backward`.
         """
         run, dtype, second = self._last()
         self.check_diffs(out)
