@@ -186,6 +186,19 @@ def test_constant_channels_give_beta_exactly(n, order, dtype, eps):
         assert np.array_equal(dx, np.zeros(x.shape))
 
 
+@dtypes
+@orders
+@pytest.mark.parametrize("gamma", [1.7e308, -1.7e308])
+@pytest.mark.parametrize("activation", [None, "relu6", "leaky_relu"])
+def test_constant_channels_give_beta_whatever_gamma_is(activation, gamma, order, dtype):
+    """gamma/sqrt(eps) is beyond float64."""
+    x = ORDERS[order](np.array([[3.0] * 40, [-7.0] * 40], dtype))
+    y, stats = fastbn.batch_norm(x, np.array([gamma, 1]), np.array([2.5, -1.5]), activation=activation)
+    beta = {None: -1.5, "relu6": 0, "leaky_relu": np.array(-1.5 * 0.01, dtype)}[activation]
+    assert np.array_equal(channels_of(y), np.repeat(np.array([[2.5], [beta]], dtype), 40, axis=1))
+    assert np.array_equal(fastbn.normalize(x, *stats[1:], np.array([1, gamma])), np.zeros(x.shape))
+
+
 # ---- exact answers
 
 

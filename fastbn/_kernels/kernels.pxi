@@ -2,6 +2,7 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
+from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, NAN, fabs, isfinite, sqrt
 from libc.stdint cimport (
     INT16_MAX, INT32_MAX, INT64_MAX, INTPTR_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t,

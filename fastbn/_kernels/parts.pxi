@@ -5,7 +5,9 @@ ctypedef void (*run_order)(Call *) noexcept nogil
 
 
 cdef inline const double *from_channel(const double *vector, Py_ssize_t c) noexcept nogil:
-    return NULL if vector == NULL else vector + c
+    if vector != NULL:
+        vector += c
+    return vector
 
 
 cdef const View *view_from_channel(const View *v, Py_ssize_t c, View *to) noexcept nogil:
