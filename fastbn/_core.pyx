@@ -118,6 +118,7 @@ cdef Py_ssize_t PARALLEL_FROM = 65536
 
 cdef int CHOSEN = 0         # set_num_threads; 0: not set
 cdef int MOST = 1           # what the machine grants this process
+cdef bint ALONE = False     # there are no other threads in this process, and there will be none
 
 
 def set_threads(int chosen, int most):
@@ -126,9 +127,15 @@ def set_threads(int chosen, int most):
     CHOSEN, MOST = chosen, most
 
 
+def stay_alone():
+    """Use one thread from now on, whatever is set: what a child does that OpenMP's threads did not follow."""
+    global ALONE
+    ALONE = True
+
+
 def get_threads():
     """The threads of the next large call. OpenMP is asked each time, so that threadpoolctl's limits count."""
-    if openmp_kind() == 0:
+    if openmp_kind() == 0 or ALONE:
         return 1
     return CHOSEN if CHOSEN else max(1, min(MOST, openmp_max_threads()))
 

@@ -165,16 +165,12 @@ def _from_environment() -> int:
         raise ValueError(f"FASTBN_NUM_THREADS: expected 1 to 1024 threads, got {text!r}") from None
 
 
-def _one_thread_in_child() -> None:
-    _core.set_threads(1, 1)
-
-
 def start() -> None:
     """Take the numbers from environment and machine, and make forks safe. Called once, at import."""
     _core.set_threads(_from_environment(), _granted())
     if not hasattr(os, "register_at_fork") or _core.openmp() == SERIAL:
         return
     if _core.openmp() == UNSAFE_WITH_FORK:
-        os.register_at_fork(after_in_child=_one_thread_in_child)
+        os.register_at_fork(after_in_child=_core.stay_alone)
     else:
         os.register_at_fork(before=_core.pause_threads)
