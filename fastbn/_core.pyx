@@ -212,7 +212,7 @@ cdef cnp.ndarray accept_like(object given, str name, cnp.ndarray x):
     """An array of x's shape and type, in any memory order."""
     given = accept_array(given, name)
     if not (cnp.PyArray_TYPE(given) == cnp.PyArray_TYPE(x) and cnp.PyArray_SAMESHAPE(given, x)):
-        _explain.check_like(name, given, "x", x)
+        _explain.check_like(name, given, (<object>x).shape, x.dtype)
     return given
 
 

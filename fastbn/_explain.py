@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import numpy as np
@@ -76,12 +78,12 @@ def checked_axis(x: np.ndarray, axis: Any, name: str = "x", axes: str = "(N, C, 
     return axis % x.ndim
 
 
-def check_like(name: str, given: np.ndarray, like_name: str, like: np.ndarray) -> None:
-    """That an array has the shape and type of another."""
-    if given.dtype != like.dtype:
-        raise TypeError(f"{name}: expected the dtype of {like_name}, {like.dtype}, got {given.dtype}")
-    if given.shape != like.shape:
-        raise ValueError(f"{name}: expected the shape of {like_name}, {like.shape}, got {given.shape}")
+def check_like(name: str, given: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """That an array has the shape and type of x."""
+    if given.dtype != dtype:
+        raise TypeError(f"{name}: expected the dtype of x, {dtype}, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"{name}: expected the shape of x, {shape}, got {given.shape}")
 
 
 def as_vector(name: str, given: Any, channels: int) -> np.ndarray:
@@ -238,11 +240,20 @@ def as_outs(out: Any) -> tuple[Any, Any]:
 
 def as_flag(name: str, given: Any) -> bool:
     """An option that is on or off; 0 and 1 will do."""
-    if not isinstance(given, (bool, np.bool_, int)):
+    if not isinstance(given, (bool, np.bool_, int, np.integer)):
         raise TypeError(f"{name}: expected a bool, got {type(given).__name__}")
     if given not in (0, 1):
         raise ValueError(f"{name}: expected a bool, got {given}")
     return bool(given)
+
+
+def option(attribute: str, check: Callable[[Any], Any], what: str) -> Any:
+    """A property for an option of a layer that may be set later, too: the same is accepted as by the constructor."""
+
+    def put(layer: Any, value: Any) -> None:
+        setattr(layer, attribute, check(value))
+
+    return property(attrgetter(attribute), put, doc=what)
 
 
 def useless_out() -> NoReturn:
@@ -254,7 +265,7 @@ def check_out(out: Any, x: np.ndarray) -> None:
     """That out can take a result like x."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out: expected an array, got {type(out).__name__}")
-    check_like("out", out, "x", x)
+    check_like("out", out, x.shape, x.dtype)
     if not out.flags.writeable:
         read_only("out")
     if _overlaps_itself(out):

@@ -401,6 +401,15 @@ def population_stats(batches: Iterable[ArrayLike | BatchStats], *, axis: int = 1
     return pooled(parts) if method == "pooled" else averaged(parts)
 
 
+def _stats_of_batch(batch: ArrayLike | BatchStats, axis: int, check: Callable[[np.ndarray], None] | None) -> BatchStats:
+    if isinstance(batch, BatchStats):
+        return batch
+    x = _explain.as_array("x", batch)
+    if check is not None:
+        check(x)
+    return batch_stats(x, axis=axis)
+
+
 def stats_of_batches(
     batches: Iterable[ArrayLike | BatchStats], axis: int, check: Callable[[np.ndarray], None] | None = None
 ) -> list[BatchStats]:
@@ -409,13 +418,11 @@ def stats_of_batches(
         raise TypeError(f"batches: expected an iterable of batches, got {type(batches).__name__}")
     axis = as_integer("axis", axis)
     parts = []
-    for batch in batches:
-        if not isinstance(batch, BatchStats):
-            batch = _explain.as_array("x", batch)
-            if check is not None:
-                check(batch)
-            batch = batch_stats(batch, axis=axis)
-        parts.append(batch)
+    for k, batch in enumerate(batches):
+        try:
+            parts.append(_stats_of_batch(batch, axis, check))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"batches[{k}]: {str(error).removeprefix('x: ')}") from None
     if not parts:
         raise ValueError("batches: expected at least one batch, got none")
     channels = {part.mean.size for part in parts}

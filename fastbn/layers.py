@@ -62,13 +62,45 @@ def _array(attribute: str, what: str) -> Any:
     return property(get, put, doc=what)
 
 
-def _option(attribute: str, check: Callable[[Any], Any], what: str) -> Any:
-    """A property for an option that may be set later, too: the same is accepted as by the constructor."""
+def _checked_features(num_features: Any) -> int:
+    features = as_integer("num_features", num_features)
+    if features < 1:
+        raise ValueError(f"num_features: expected at least 1, got {num_features}")
+    if features > np.iinfo(np.intp).max // 8:
+        raise ValueError(f"num_features: expected a number of values that memory can hold, got {num_features}")
+    return features
 
-    def put(layer: BatchNorm, value: Any) -> None:
-        setattr(layer, attribute, check(value))
 
-    return property(attrgetter(attribute), put, doc=what)
+def _checked_axis(axis: Any) -> int:
+    """Of an x that is not known yet."""
+    axis = as_integer("axis", axis)
+    if not -64 <= axis < 64:
+        raise ValueError(f"axis: expected one that an array can have, -64 to 63, got {axis}")
+    return axis
+
+
+def _checked_eps(eps: Any) -> float:
+    eps = _explain.as_number("eps", eps)
+    if eps <= 0:
+        raise ValueError(f"eps: expected a number > 0, got {eps}")
+    return eps
+
+
+def _checked_momentum(momentum: Any) -> float | None:
+    if momentum is None:
+        return None
+    momentum = _explain.as_number("momentum", momentum)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected 0 to 1 or None, got {momentum}")
+    return momentum
+
+
+def _checked_use(use_global_stats: Any) -> bool | None:
+    if use_global_stats is None:
+        return None
+    if not isinstance(use_global_stats, (bool, np.bool_)):
+        raise TypeError(f"use_global_stats: expected None, True or False, got {type(use_global_stats).__name__}")
+    return bool(use_global_stats)
 
 
 class BatchNorm:
@@ -168,7 +200,7 @@ class BatchNorm:
         self.affine = _explain.as_flag("affine", affine)
         self.track_running_stats = track_running_stats
         self.axis = axis
-        self.dtype = _explain.as_dtype(dtype)
+        self._dtype = _explain.as_dtype(dtype)
         self.activation = activation
         self.negative_slope = negative_slope
         self.use_global_stats = use_global_stats
@@ -193,17 +225,20 @@ class BatchNorm:
     _use_global_stats: bool | None
     _training: bool
 
-    num_features: int = _option("_num_features", lambda given: _checked_features(given), "C, the number of channels.")
-    eps: float = _option("_eps", lambda given: _checked_eps(given), "Added to the variance, > 0.")
-    axis: int = _option("_axis", lambda given: _checked_axis(given), "Where the channels of x are.")
-    negative_slope: float = _option("_negative_slope", _explain.as_slope, 'Of "leaky_relu", >= 0.')
-    track_running_stats: bool = _option(
+    dtype = property(attrgetter("_dtype"), doc="That of parameters and running statistics.")
+    num_features: int = _explain.option("_num_features", _checked_features, "C, the number of channels.")
+    eps: float = _explain.option("_eps", _checked_eps, "Added to the variance, > 0.")
+    axis: int = _explain.option("_axis", _checked_axis, "Where the channels of x are.")
+    negative_slope: float = _explain.option("_negative_slope", _explain.as_slope, 'Of "leaky_relu", >= 0.')
+    track_running_stats: bool = _explain.option(
         "_track_running_stats", partial(_explain.as_flag, "track_running_stats"), "Whether running statistics are used."
     )
-    use_global_stats: bool | None = _option(
-        "_use_global_stats", lambda given: _checked_use(given), "Whether running statistics are always used, or never."
+    use_global_stats: bool | None = _explain.option(
+        "_use_global_stats", _checked_use, "Whether running statistics are always used, or never."
     )
-    training: bool = _option("_training", partial(_explain.as_flag, "training"), "What `train` and `eval` switch.")
+    training: bool = _explain.option(
+        "_training", partial(_explain.as_flag, "training"), "What `train` and `eval` switch."
+    )
 
     gamma = _array("_gamma", "Scale, shape (C,).")
     beta = _array("_beta", "Shift, shape (C,).")
@@ -567,23 +602,6 @@ class BatchNorm3d(BatchNorm):
     ranks = (5,)
 
 
-def _checked_features(num_features: Any) -> int:
-    features = as_integer("num_features", num_features)
-    if features < 1:
-        raise ValueError(f"num_features: expected at least 1, got {num_features}")
-    if features > np.iinfo(np.intp).max // 8:
-        raise ValueError(f"num_features: expected a number of values that memory can hold, got {num_features}")
-    return features
-
-
-def _checked_axis(axis: Any) -> int:
-    """Of an x that is not known yet."""
-    axis = as_integer("axis", axis)
-    if not -64 <= axis < 64:
-        raise ValueError(f"axis: expected one that an array can have, -64 to 63, got {axis}")
-    return axis
-
-
 def _check_can_undo(
     activation: str | None, slope: float, gamma: np.ndarray | None, residual: bool, dtype: np.dtype
 ) -> None:
@@ -598,30 +616,6 @@ def _wrote_over(out: Any, *kept: Any) -> bool:
     """Whether a result, or one of a pair, took the place of an array that a forward had kept."""
     results = out if isinstance(out, (tuple, list)) else (out,)
     return any(array is not None and _core.same_memory(result, array) for result in results for array in kept)
-
-
-def _checked_eps(eps: Any) -> float:
-    eps = _explain.as_number("eps", eps)
-    if eps <= 0:
-        raise ValueError(f"eps: expected a number > 0, got {eps}")
-    return eps
-
-
-def _checked_momentum(momentum: Any) -> float | None:
-    if momentum is None:
-        return None
-    momentum = _explain.as_number("momentum", momentum)
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: expected 0 to 1 or None, got {momentum}")
-    return momentum
-
-
-def _checked_use(use_global_stats: Any) -> bool | None:
-    if use_global_stats is None:
-        return None
-    if not isinstance(use_global_stats, (bool, np.bool_)):
-        raise TypeError(f"use_global_stats: expected None, True or False, got {type(use_global_stats).__name__}")
-    return bool(use_global_stats)
 
 
 def _check_tracked(use_global_stats: bool | None, tracked: bool) -> None:

@@ -55,9 +55,10 @@ class _Vectors:
     __array_ufunc__ = None  # an array or number of NumPy's on the left must not take it for a sequence either
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
+        if not isinstance(other, tuple) or (isinstance(other, _Vectors) and type(other) is not type(self)):
             return NotImplemented
-        return all(np.array_equal(a, b) for a, b in zip(self, other, strict=True))  # type: ignore[call-overload]
+        parts: Any = self
+        return len(parts) == len(other) and all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
 
     def __ne__(self, other: object) -> bool:
         return not self == other

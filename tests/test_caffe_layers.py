@@ -34,6 +34,29 @@ def blobs_of(layer):
     return [blob.data.tolist() for blob in layer.blobs]
 
 
+@pytest.mark.parametrize(
+    ("layer", "name", "value", "error"),
+    [
+        (caffe.BatchNorm, "eps", -1, ValueError),
+        (caffe.BatchNorm, "moving_average_fraction", None, TypeError),
+        (caffe.BatchNorm, "use_global_stats", "never", TypeError),
+        (caffe.BatchNorm, "phase", "test", ValueError),
+        (caffe.Scale, "axis", "a", TypeError),
+        (caffe.Scale, "num_axes", -2, ValueError),
+        (caffe.Scale, "bias_term", "no", TypeError),
+        (caffe.Bias, "num_axes", 1.5, TypeError),
+    ],
+)
+def test_options_set_later_are_checked_as_in_the_constructor(layer, name, value, error):
+    """Else a forward in place would overwrite x before it fails."""
+    made = layer()
+    before = getattr(made, name)
+    for build in (lambda: setattr(made, name, value), lambda: layer(**{name: value})):
+        with pytest.raises(error, match=rf"^{name}: expected .*got "):
+            build()
+    assert getattr(made, name) == before
+
+
 # ---- BatchNorm: one channel by hand, eps 1e-5, fraction 0.999
 
 

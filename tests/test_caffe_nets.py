@@ -334,6 +334,18 @@ def test_what_follows(layers, scale, relu, files):
     assert (block.scale is not None, block.relu) == (scale, relu)
 
 
+@pytest.mark.parametrize(
+    ("layers", "by"),
+    [
+        ([("Scale", "yx", "y")], "by a Scale with two bottoms"),
+        ([("Scale", "y", "z"), ("ReLU", "y", "u")], "and by others"),
+    ],
+)
+def test_who_reads_the_result_of_a_layer_without_its_scale(layers, by, files):
+    (block,) = caffe.load(*files(after(*layers))).blocks
+    assert [by in note for note in block.notes if "read by" in note] == [True]
+
+
 def test_a_second_top_is_written_too(files):
     assert caffe.load(*files(after(("Slice", "u", "vy"), ("Scale", "y", "y")))).blocks[0].scale is None
 
@@ -586,8 +598,9 @@ def test_save_changes_what_has_changed_and_nothing_else(files, rng):
 def test_save_without_a_caffemodel(dtype, files, rng, tmp_path):
     (path,) = files(EXAMPLE)
     net = caffe.load(path, phase="TRAIN", dtype=dtype)
-    net.save(tmp_path / "empty")
-    assert (tmp_path / "empty").read_bytes() == b""  # no blobs yet
+    with pytest.raises(ValueError, match=r"^net: expected batch-norm layers with blobs to save, got none"):
+        net.save(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
     net.blocks[0](rng.normal(size=(4, 3, 2)).astype(dtype))
     net.save(tmp_path / "new")
     layers = [decode(v) for _, v in decode((tmp_path / "new").read_bytes())]

@@ -246,6 +246,17 @@ def test_divergence_is_recorded_without_a_warning():
     assert record.accuracy[-1] < 0.2
 
 
+def test_divergence_in_the_first_step_ends_a_run_too():
+    """There is no backward whose arrays could be timed, then or ever."""
+    _, planes = data.split(*data.load(), np.random.default_rng(0))
+    network = networks.conv_network(np.random.default_rng(1), True)
+    network.layers[-2].w[...] = 1e38
+    with contextlib.redirect_stderr(io.StringIO()):
+        record = training.train(network, planes, 0.1, 50, 1, np.random.default_rng(2), "test")
+    assert (record.diverged_at, record.steps) == (1, [1])
+    assert np.isnan(record.times.medians()).all()
+
+
 # ---- the command line
 
 

@@ -700,7 +700,12 @@ OTHERS = {
         lambda a: fastbn.population_stats([a.x], method="mean"), ValueError, "^method: expected .*got 'mean'",
     ),
     "population method list": (lambda a: fastbn.population_stats([a.x], method=[]), ValueError, "^method: expected"),
-    "population of ints": (lambda a: fastbn.population_stats([a.x.astype(int)]), TypeError, "^x: expected dtype"),
+    "population of ints": (
+        lambda a: fastbn.population_stats([a.x.astype(int)]), TypeError, r"^batches\[0\]: expected dtype",
+    ),
+    "population of a tuple": (
+        lambda a: fastbn.population_stats([a.x, (20, *a.stats[1:])]), TypeError, r"^batches\[1\]: .* array, got tuple",
+    ),
     "population channels": (
         lambda a: fastbn.population_stats([a.x, a.x[:, :2]]), ValueError, r"^batches: expected the same .*\[2, 3\]",
     ),

@@ -1149,10 +1149,26 @@ def test_recalibrate_refuses_before_it_reads():
     with pytest.raises(ValueError, match=r'^method: expected "pooled" or "paper", got \'other\''):
         bn.recalibrate(batches, method="other")
     assert read == []
-    with pytest.raises(ValueError, match=r"^x: BatchNorm2d expected 4 dimensions, got shape \(8, 3\)"):
+    with pytest.raises(ValueError, match=r"^batches\[0\]: BatchNorm2d expected 4 dimensions, got shape \(8, 3\)"):
         bn.recalibrate([np.ones((8, 3))])
     bn.recalibrate([fastbn.batch_stats(np.ones((8, 3)))])
     assert bn.running_mean.tolist() == [1, 1, 1]
+
+
+def test_the_dtype_cannot_be_set_later():
+    """The arrays stay the same objects, so theirs cannot change."""
+    bn = fastbn.BatchNorm(3)
+    with pytest.raises(AttributeError, match="dtype"):
+        bn.dtype = np.float64
+    assert bn.dtype == np.float32
+
+
+@pytest.mark.parametrize("flag", [1, np.bool_(True), np.int64(1), np.uint8(1)])
+def test_flags_may_be_numbers_of_any_kind(flag):
+    bn = fastbn.BatchNorm(3).eval()
+    assert bn.train(flag).training is True
+    with pytest.raises(ValueError, match=r"^mode: expected a bool, got 2"):
+        bn.train(np.int64(2))
 
 
 def test_an_unknown_activation_is_named_in_place_too():

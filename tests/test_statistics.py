@@ -133,6 +133,17 @@ def test_copies_are_equal_and_cannot_be_changed(how):
                 vector[0] = 7
 
 
+def test_they_are_compared_with_plain_tuples(stats, sums):
+    """Which, as NumPy has it, would be ambiguous."""
+    same = (4, np.array([1.0, -2.0]), [0.5, 3.0])
+    for equal in (stats == same, same == stats, sums == ([1, 2], [3, 4]), stats in [same]):
+        assert equal is True
+    others = ((4, stats.mean, np.array([0.5, 2.0])), (4, stats.mean), (4, stats.mean, stats.var, 0), ("a", "b", "c"))
+    for other in others:
+        assert (stats == other) is (other == stats) is False
+        assert (stats != other) is (other != stats) is True
+
+
 def test_they_are_compared_by_content(stats, sums):
     assert stats == BatchStats(4, [1, -2], [0.5, 3])
     assert (stats != BatchStats(4, [1, -2], [0.5, 3])) is False
@@ -140,6 +151,7 @@ def test_they_are_compared_by_content(stats, sums):
         assert stats != other
         assert (stats == other) is False
     assert sums == GradientSums([1, 2], [3, 4])
+    assert (stats == sums) is (sums == stats) is False
     assert sums != GradientSums([1, 2], [3, 5])
     assert sums != GradientSums([1, 1], [3, 4])
     assert stats != sums

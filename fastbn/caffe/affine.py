@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastbn
-from fastbn.optional import DefaultMode, as_any_array, check_result
+from fastbn.optional import DefaultMode, as_any_array, check_like, check_result
 
 
 class Run(NamedTuple):
@@ -62,10 +62,7 @@ def floats(name: str, given: object) -> np.ndarray:
 def like(name: str, given: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An argument that has to have the shape and dtype of x."""
     array = floats(name, given)
-    if array.dtype != dtype:
-        raise TypeError(f"{name}: expected the dtype of x, {dtype}, got {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"{name}: expected the shape of x, {shape}, got {array.shape}")
+    check_like(name, array, shape, dtype)
     return array
 
 

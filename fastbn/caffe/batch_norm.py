@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import fastbn
 from fastbn.caffe.affine import floats
 from fastbn.caffe.blobs import Blob, check_apart, check_writeable
 from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
-from fastbn.optional import DefaultMode, as_dtype, as_number
+from fastbn.optional import DefaultMode, as_dtype, as_number, option
 
 
 class _Saved(NamedTuple):
@@ -88,22 +89,24 @@ class BatchNorm:
         phase: str = "TRAIN",
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.eps = checked_eps(eps)
-        self.moving_average_fraction = as_number("moving_average_fraction", moving_average_fraction)
-        self.use_global_stats = checked_use(use_global_stats)
+        self.eps = eps
+        self.moving_average_fraction = moving_average_fraction
+        self.use_global_stats = use_global_stats
         self.phase = phase
         self.dtype = as_dtype(dtype)
         self.blobs = [] if channels is None else self.new_blobs(checked_channels(channels))
         self._saved: _Saved | None = None
 
-    @property
-    def phase(self) -> str:
-        """Either "TRAIN" or "TEST"."""
-        return self._phase
-
-    @phase.setter
-    def phase(self, phase: str) -> None:
-        self._phase = checked_phase(phase)
+    eps: float = option("_eps", checked_eps, "Added to the variance, >= 0.")
+    moving_average_fraction: float = option(
+        "_moving_average_fraction",
+        partial(as_number, "moving_average_fraction"),
+        "Weight of what the sums held before.",
+    )
+    use_global_stats: bool | None = option(
+        "_use_global_stats", checked_use, "Whether the mode is always global, or never; None: the phase says."
+    )
+    phase: str = option("_phase", checked_phase, 'Either "TRAIN" or "TEST".')
 
     @property
     def channels(self) -> int | None:
@@ -113,7 +116,7 @@ class BatchNorm:
     @property
     def in_global_mode(self) -> bool:
         """Whether the next forward takes the statistics of the blobs."""
-        return self.phase == "TEST" if self.use_global_stats is None else bool(self.use_global_stats)
+        return self.phase == "TEST" if self.use_global_stats is None else self.use_global_stats
 
     def new_blobs(self, channels: int) -> list[Blob]:
         """Blobs as they are before any batch: a list of Blob."""

@@ -40,7 +40,8 @@ def load(
     phase : {"TEST", "TRAIN"}
         For include and exclude rules, and for layers that do not say which statistics they use.
     channels : int or mapping from name to int, optional
-        For layers without blobs in the file. Where it is not given either, the first array tells.
+        For layers without blobs in the file; other names may be among them. Where it is not given either, the first
+        array tells.
     bn : {"variance", "invstd"}, optional
         What the fourth blob of layers of type "BN" is (yjxiong's fork): the variance, as since April 2016, or its
         inverse square root, as before. Nothing in a file tells them apart.
@@ -53,6 +54,8 @@ def load(
 
     Raises
     ------
+    TypeError, ValueError
+        An argument is none of those above.
     ValueError
         A file is broken or a layer makes no sense; the message names file, layer and field.
     OSError
@@ -121,12 +124,11 @@ class Net:
     @phase.setter
     def phase(self, phase: str) -> None:
         found = nodes(self._definition, checked_phase(phase))
-        blocks = []
-        for node in found:
-            if node.type in ("BatchNorm", "BN"):
-                with in_layer(node):
-                    blocks.append(self._block(node, phase))
-        for node, block in zip((n for n in found if n.type in ("BatchNorm", "BN")), blocks, strict=True):
+        norms, blocks = [node for node in found if node.type in ("BatchNorm", "BN")], []
+        for node in norms:
+            with in_layer(node):
+                blocks.append(self._block(node, phase))
+        for node, block in zip(norms, blocks, strict=True):
             block.batch_norm.phase = phase_of(node, phase)
         self.blocks, self._phase = blocks, phase
 
@@ -143,10 +145,15 @@ class Net:
 
         Raises
         ------
+        ValueError
+            There is nothing to write: no layer has blobs yet.
         OSError
             The file cannot be written.
         """
-        write(path, self._shelf.written())
+        content = self._shelf.written()
+        if not content:
+            raise ValueError("net: expected batch-norm layers with blobs to save, got none")
+        write(path, content)
 
     def _block(self, node: Node, phase: str) -> Block:
         bottoms, tops = len(node.layer.bottom), len(node.layer.top)
@@ -167,7 +174,8 @@ class Net:
                     scale, last = self._made(follower, phase)[1], follower
                     _fit(batch_norm, scale)
         elif any(reader.type == "Scale" for reader in node.readers):
-            notes.append("its result is read by a Scale and by others: the Scale is not in this block")
+            by = "by a Scale with two bottoms" if len(node.readers) == 1 else "by a Scale and by others"
+            notes.append(f"its result is read {by}: the Scale is not in this block")
         relu, follower = False, last.only_reader
         if follower is not None and follower.type == "ReLU":
             slope = decimal(follower.layer.relu_param.negative_slope)

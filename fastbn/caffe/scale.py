@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,22 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastbn.caffe.affine import Run, apply, floats, gradients, like, sums
 from fastbn.caffe.blobs import Blob, Filler, check_apart, check_writeable
 from fastbn.caffe.checks import before_forward
-from fastbn.optional import DefaultMode, as_dtype, as_flag, as_integer, check_result
+from fastbn.optional import DefaultMode, as_dtype, as_flag, as_integer, check_result, option
 
 FillerLike = Filler | Mapping[str, Any] | None
+
+
+def _checked_num_axes(num_axes: Any) -> int:
+    if as_integer("num_axes", num_axes) < -1:
+        raise ValueError(f"num_axes: expected -1 or more, got {num_axes}")
+    return as_integer("num_axes", num_axes)
 
 
 class _Broadcast(ABC):
     """What Scale and Bias share: axes, blobs made when the first x comes, one or two bottoms."""
 
     def __init__(self, axis: int, num_axes: int, dtype: DTypeLike, rng: np.random.Generator | int | None) -> None:
-        self.axis, self.num_axes = as_integer("axis", axis), as_integer("num_axes", num_axes)
-        if self.num_axes < -1:
-            raise ValueError(f"num_axes: expected -1 or more, got {num_axes}")
+        self.axis, self.num_axes = axis, num_axes
         self.dtype = as_dtype(dtype)
         self.blobs: list[Blob] = []
         try:
@@ -32,6 +37,9 @@ class _Broadcast(ABC):
         except (TypeError, ValueError) as error:
             raise type(error)(f"rng: {error}") from None
         self._saved: Any = None
+
+    axis: int = option("_axis", partial(as_integer, "axis"), "First axis of x that the blobs go along.")
+    num_axes: int = option("_num_axes", _checked_num_axes, "How many axes the blobs have; -1: all to the end.")
 
     @abstractmethod
     def fillers(self, two_bottoms: bool) -> list[Filler]:
@@ -169,7 +177,9 @@ class Scale(_Broadcast):
     ) -> None:
         super().__init__(axis, num_axes, dtype, rng)
         self.filler, self.bias_filler = Filler.of(filler, 1.0), Filler.of(bias_filler, 0.0)
-        self.bias_term = as_flag("bias_term", bias_term)
+        self.bias_term = bias_term
+
+    bias_term: bool = option("_bias_term", partial(as_flag, "bias_term"), "Whether there is a learned bias.")
 
     def fillers(self, two_bottoms: bool) -> list[Filler]:
         """Of the scale unless it is a bottom, and of the bias if there is one."""

@@ -7,15 +7,15 @@ the work of the bias, so the weights before it carry none (section 3.2 of the pa
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 import fastbn
+from fastbn.demo.data import Array
 
-Array = NDArray[Any]
 Parameter = tuple[str, Array, Array]  # name, value, gradient
 
 SIGMA = 0.1  # of all initial weights: "small random Gaussian values", section 4.1; the paper does not say how small

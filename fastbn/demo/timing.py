@@ -1,17 +1,17 @@
 """How long batch normalization takes with fastbn and with the formula in NumPy, on the same arrays in the same run."""
 
 from collections.abc import Callable
+from math import nan
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import fastbn
+from fastbn.demo.data import Array
 from fastbn.demo.networks import Network
 
-Array = NDArray[Any]
 Results = tuple[Any, ...]  # y, dx, dgamma, dbeta
 
 
@@ -70,5 +70,7 @@ class BatchNormTimes:
             self.difference = max(self.difference, *(relative_difference(a, b) for a, b in pairs))
 
     def medians(self) -> tuple[float, float, float]:
-        """Median seconds: BN with fastbn, BN with the formula, the whole training step (with fastbn)."""
-        return median(self.fastbn), median(self.formula), median(self.step)
+        """Median seconds: BN with fastbn, BN with the formula, the whole training step (with fastbn); NaN where nothing
+        was measured.
+        """
+        return median(self.fastbn or [nan]), median(self.formula or [nan]), median(self.step or [nan])

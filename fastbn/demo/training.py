@@ -3,17 +3,13 @@
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import fastbn
-from fastbn.demo.data import BATCH, Split, minibatches
+from fastbn.demo.data import BATCH, Array, Split, minibatches
 from fastbn.demo.networks import Network, Sigmoid, softmax_cross_entropy
 from fastbn.demo.timing import BatchNormTimes
-
-Array = NDArray[Any]
 
 
 @dataclass
@@ -54,6 +50,7 @@ class Record:
         return next((step for step, value in zip(self.steps, accuracy, strict=True) if value >= goal), None)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a network that diverges is one of the outcomes to show
 def train(
     network: Network, data: Split, rate: float, steps: int, every: int, rng: np.random.Generator, title: str
 ) -> Record:
@@ -67,8 +64,7 @@ def train(
     batches = minibatches(data, rng)
     inputs: list[Array] = []
     bar = tqdm(total=steps, desc=f"{title} {record.name}", unit="step")
-    # A network that diverges is one of the outcomes to show: overflow is no reason for warnings here.
-    with bar, np.errstate(over="ignore", invalid="ignore"):
+    with bar:
         for step in range(1, steps + 1):
             start = perf_counter()
             if not isfinite(training_step(network, *next(batches), rate)):
@@ -76,7 +72,7 @@ def train(
             seconds = perf_counter() - start
             bar.update()
             if step % every == 0 or step == record.diverged_at:
-                if record.batch_norm:
+                if record.batch_norm and not record.diverged_at:  # else there was no backward
                     record.times.measure(network, seconds)
                 record.steps.append(step)
                 record.training_accuracy.append(accuracy(network, data.x[:500], data.labels[:500]))
