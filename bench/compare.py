@@ -33,7 +33,7 @@ Run: TypeAlias = Mapping[str, float]  # time over floor of each case
 
 
 def stored(path: str | Path) -> dict[str, dict[str, Any]]:
-    """What a stored run tells of each case, its time over floor among it; nothing of this names the host."""
+    """What a stored run tells of each case, its time over floor among it: without the host's name, to be committed."""
     try:
         told = {b["name"]: b["extra_info"] for b in json.loads(Path(path).read_text())["benchmarks"]}
         if not all("ratio" in info for info in told.values()):

@@ -9,7 +9,8 @@
     fusions    activations: time over the same pass without
     residuals  a residual and relu: time over floor, its streams counted
     fresh      without out=: time over that with it
-    parts      less than a pass, with no target: statistics alone, need_dx=False, training=False: time over floor
+    parts      less than a pass: statistics alone, need_dx=False, training=False: time over floor, with no target of
+               its own
     calls      small arrays: microseconds; and time over PyTorch's, where it is installed
 
 Float32 where nothing else is said. The floor is a copy (backward: triad) everywhere: a channels-last array that is
@@ -18,7 +19,7 @@ larger than the last-level cache must be read twice in training, and comes to 1.
 Every run measures the build of the kernels that is in use, with one thread and with all, and the baseline build, each
 group in a process of its own. What is printed are medians over the runs of medians over rounds; a ratio is taken within
 a round. Status 1 where a target is missed. The targets are those of the best build with one thread; with all threads
-0.4 is granted on top for arrays above 10 MB, and below nothing but to be no slower than one thread.
+0.4 is granted on top for arrays above 10 MB, and smaller ones have none. At any size they must be no slower than one.
 """
 
 import argparse
@@ -308,9 +309,9 @@ def stored(folder: Path, group: str) -> tuple[list[Found], list[Found]]:
 BUILDS = ("best", "baseline")
 
 
-def tell(found: dict[str, tuple[list[Found], list[Found]]], said: str) -> int:
+def tell(found: dict[str, tuple[list[Found], list[Found]]], title: str) -> int:
     """Print everything; the exit status."""
-    print(said)
+    print(title)
     verdicts = Verdicts()
     for group, (runs, baselines) in found.items():
         if group == "calls":

@@ -139,7 +139,7 @@ def fusions(batch: int, channels: int, height: int) -> list[Case]:
 
 
 def time_shapes(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
-    """(a): the race."""
+    """The race."""
     table = report.Race(cases, race.installed(name for name in CONTENDERS if name != "fastbn, in steps"))
     results = raced(said, "Time over floor", table, rounds, table.ratios)
     said.say(*table.means(results))
@@ -147,14 +147,14 @@ def time_shapes(said: report.Report, cases: Sequence[Case], rounds: int) -> list
 
 
 def time_kinds(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
-    """(b): the race in other orders and types."""
+    """The race in other orders and types."""
     names = ["fastbn", "np.copyto", "NumPy formula", "PyTorch", "PyTorch, output reused"]
     table = report.Race(cases, race.installed(names))
     return raced(said, "Other memory orders and types: time over floor", table, rounds, table.ratios)
 
 
 def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
-    """(c): fused against step by step, and what memory each takes."""
+    """Fused against step by step, and what memory each takes."""
     table = report.Race(cases, race.installed(["fastbn", "fastbn, in steps", "NumPy formula", "PyTorch"]))
     results = raced(said, "Fusions: time over floor", table, rounds, table.ratios)
     title = (
@@ -165,7 +165,7 @@ def time_fusions(said: report.Report, cases: Sequence[Case], rounds: int) -> lis
 
 
 def time_small(said: report.Report, cases: Sequence[Case], rounds: int) -> list[race.Result]:
-    """(d): calls on small arrays, without out=."""
+    """Calls on small arrays, without out=."""
     table = report.Race(cases, race.installed(["fastbn", "NumPy formula", "PyTorch"]))
     return raced(said, "Small arrays: microseconds a call", table, rounds, table.microseconds)
 
@@ -181,7 +181,7 @@ def raced(
 
 
 def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[Timing]:
-    """(e): those sizes that fit into memory."""
+    """Those sizes that fit into memory."""
     title = f"Speed over the size of x, one thread, medians of {rounds} rounds"
     fit = sizes.fitting(wanted)
     timings = said.table(title, report.SIZES_HEAD, sizes.sweep(fit, rounds), report.sizes_row)
@@ -193,6 +193,6 @@ def time_sizes(said: report.Report, wanted: Sequence[int], rounds: int) -> list[
 def time_threads(
     said: report.Report, shape: tuple[int, int, int], threads: Sequence[int], rounds: int
 ) -> list[scaling.Scaled]:
-    """(f): the scaling."""
+    """The scaling."""
     title = f"Scaling over threads, {shape[0]}x{shape[1]}x{shape[2]}x{shape[2]}, medians of {rounds} rounds"
     return said.table(title, report.THREADS_HEAD, scaling.scale(shape, threads, rounds), report.threads_row)
