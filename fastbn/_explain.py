@@ -1,7 +1,7 @@
 """Every conversion and every error text: what `_core` asks when it does not accept an argument at once.
 
 Each function either returns what the argument means or raises an error that names the argument, what was expected and
-what came. Nothing has been written when one of them runs.
+what came. Nothing has been written when one of them runs. (`option` makes of them properties of layers.)
 """
 
 from __future__ import annotations

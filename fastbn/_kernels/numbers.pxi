@@ -134,10 +134,10 @@ cdef inline bint choose_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count
     return any_wide
 
 
-cdef inline double scale_of(double invstd, double gamma) noexcept nogil:
-    """Their product, finite as they are: y of a constant channel, for which it is multiplied by 0, is beta."""
+cdef inline double scale_of(double var, double invstd, double gamma) noexcept nogil:
+    """invstd*gamma; of a constant channel finite as they are: 0 is multiplied by it, and y is beta."""
     cdef double mul = invstd*gamma, most = DBL_MAX if gamma > 0 else -DBL_MAX
-    return most if (fabs(mul) == INFINITY) & (fabs(gamma) < INFINITY) else mul
+    return most if (var == 0) & (fabs(mul) == INFINITY) & (fabs(gamma) < INFINITY) else mul
 
 
 cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, const double *var, double *invstd,
@@ -148,7 +148,7 @@ cdef inline void scale_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count,
     read_vector(&call.gamma, c, count, 1.0, gamma)
     for k in range(count):
         invstd[k] = inverse_std(var[k], eps)
-        mul[k] = scale_of(invstd[k], gamma[k])
+        mul[k] = scale_of(var[k], invstd[k], gamma[k])
 
 
 cdef inline bint z_numbers(const Call *call, Py_ssize_t c, Py_ssize_t count, bint doubles,
