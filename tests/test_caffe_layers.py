@@ -44,6 +44,8 @@ def blobs_of(layer):
         (caffe.Scale, "axis", "a", TypeError),
         (caffe.Scale, "num_axes", -2, ValueError),
         (caffe.Scale, "bias_term", "no", TypeError),
+        (caffe.Scale, "filler", 3, TypeError),
+        (caffe.Bias, "filler", "gaussian", TypeError),
         (caffe.Bias, "num_axes", 1.5, TypeError),
     ],
 )

@@ -199,6 +199,14 @@ def test_constant_channels_give_beta_whatever_gamma_is(activation, gamma, order,
     assert np.array_equal(fastbn.normalize(x, *stats[1:], np.array([1, gamma])), np.zeros(x.shape))
 
 
+def test_a_scale_beyond_float64_gives_no_wrong_number():
+    """Of a channel that is not constant: what overflows on the way is infinite, and not some other number."""
+    x, gamma = np.array([[0.0, 0.0], [0.01, 0.01]]), np.array([1.7e308, -1.7e308])
+    y, z = fastbn.batch_norm(x, gamma)[0], fastbn.reference.batch_norm(x, gamma)[0]
+    assert np.array_equal(np.sign(y), np.sign(z))
+    assert (np.isinf(y) | np.isclose(y, z, rtol=1e-12)).all()
+
+
 # ---- exact answers
 
 

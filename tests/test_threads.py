@@ -410,9 +410,6 @@ def test_fork_after_a_parallel_call(body, tmp_path):
     assert printed(FORK_HEAD + body + "\nprint('end')", tmp_path) == "end"
 
 
-# ---- many Python threads
-
-
 @needs_fork
 def test_one_thread_after_a_fork_that_openmp_does_not_survive(tmp_path):
     """Whatever is set in the child. (No such OpenMP is here: this one is said to be one.)"""
@@ -435,6 +432,9 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert fastbn.get_num_threads() == 3
 """
     assert printed(FORK_HEAD + body + "\nprint('end')", tmp_path) == "end"
+
+
+# ---- many Python threads
 
 
 def test_many_python_threads_at_once():

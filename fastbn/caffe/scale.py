@@ -20,9 +20,10 @@ FillerLike = Filler | Mapping[str, Any] | None
 
 
 def _checked_num_axes(num_axes: Any) -> int:
-    if as_integer("num_axes", num_axes) < -1:
+    count = as_integer("num_axes", num_axes)
+    if count < -1:
         raise ValueError(f"num_axes: expected -1 or more, got {num_axes}")
-    return as_integer("num_axes", num_axes)
+    return count
 
 
 class _Broadcast(ABC):
@@ -176,9 +177,11 @@ class Scale(_Broadcast):
         rng: np.random.Generator | int | None = 0,
     ) -> None:
         super().__init__(axis, num_axes, dtype, rng)
-        self.filler, self.bias_filler = Filler.of(filler, 1.0), Filler.of(bias_filler, 0.0)
+        self.filler, self.bias_filler = filler, bias_filler
         self.bias_term = bias_term
 
+    filler: Any = option("_filler", partial(Filler.of, absent=1.0), "How the scale starts.")
+    bias_filler: Any = option("_bias_filler", partial(Filler.of, absent=0.0), "How the bias starts.")
     bias_term: bool = option("_bias_term", partial(as_flag, "bias_term"), "Whether there is a learned bias.")
 
     def fillers(self, two_bottoms: bool) -> list[Filler]:
@@ -295,7 +298,9 @@ class Bias(_Broadcast):
         rng: np.random.Generator | int | None = 0,
     ) -> None:
         super().__init__(axis, num_axes, dtype, rng)
-        self.filler = Filler.of(filler, 0.0)
+        self.filler = filler
+
+    filler: Any = option("_filler", partial(Filler.of, absent=0.0), "How the bias starts.")
 
     def fillers(self, two_bottoms: bool) -> list[Filler]:
         """Of the bias unless it is a bottom."""
