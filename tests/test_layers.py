@@ -8,6 +8,7 @@ import copy
 import io
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -721,6 +722,28 @@ def test_backward_over_what_the_forward_kept(options, over, kept):
     else:
         with pytest.raises(RuntimeError, match=r"^backward: expected a forward before it"):
             bn.backward(same_dy)
+
+
+@pytest.mark.parametrize(
+    ("activation", "with_residual", "kept"),
+    [
+        (None, False, "x"),
+        ("leaky_relu", False, "x"),
+        (None, True, "x"),
+        ("leaky_relu", True, "xy"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_layer_holds_on_to_no_more_than_backward_reads(mode, activation, with_residual, kept):
+    """The memory of other arrays is free again when the caller lets go of them (P4)."""
+    bn = getattr(fastbn.BatchNorm(3, activation=activation), mode)()
+    arrays = {"x": data()[0]}
+    if with_residual:
+        arrays["residual"] = data(seed=1)[0]
+    arrays["y"] = bn(arrays["x"], residual=arrays.get("residual"))
+    held = {name: weakref.ref(a) for name, a in arrays.items()}
+    del arrays
+    assert {name for name, a in held.items() if a() is not None} == set(kept)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
