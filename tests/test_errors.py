@@ -755,6 +755,9 @@ OTHERS = {
     "layer axis -1": (
         lambda a: fastbn.BatchNorm(3, axis=-1)(a.x), ValueError, "^x: expected 3 channels on axis -1, got shape",
     ),
+    "layer one sample": (
+        lambda a: fastbn.BatchNorm(3, axis=-1)(np.ones(3)), ValueError, r"^x: expected 2 or more dim.*got shape \(3,\)",
+    ),
     "layer axis huge": (lambda a: fastbn.BatchNorm(3, axis=10**30), ValueError, "^axis: expected one that an array"),
     "layer axis True": (lambda a: fastbn.BatchNorm(3, axis=True), TypeError, "^axis: expected an integer, got a bool"),
     "layer axis 1.0": (lambda a: fastbn.BatchNorm(3, axis=1.0), TypeError, "^axis: expected an integer, got float"),
@@ -1234,6 +1237,9 @@ CHANGED = {
     "normalize": lambda x, v: fastbn.normalize(x, np.zeros(2), v),
     "backward": lambda x, v: fastbn.batch_norm_backward(x, x, (np.zeros(2), v), training=False),
     "backward, dy": lambda x, v: fastbn.batch_norm_backward(np.ones_like(x), x, (np.zeros(2), v), training=False),
+    "apply, y": lambda x, v: fastbn.backward_apply(
+        np.ones_like(x), np.ones_like(x), fastbn.batch_stats(x), (np.ones(2), v), activation="relu", residual=True, y=x
+    ),
 }
 
 
@@ -1292,7 +1298,7 @@ def test_an_argument_that_resizes_statistics(call):
 @pytest.mark.parametrize("how", [other_shape, one_axis, other_type])
 @pytest.mark.parametrize("call", CHANGED)
 def test_an_argument_that_changes_x(call, how):
-    """x as it was checked is what is read; an x that changed since is refused, and not read past its end."""
+    """x (dy, y) as it was checked is what is read; an x that changed since is refused, and not read past its end."""
     x = np.ones((300000, 2), np.float32)
     with pytest.raises(RuntimeError, match=r"^fastbn: an array has changed its shape or dtype while others were conv"):
         CHANGED[call](x, Changing(x, how))
