@@ -721,10 +721,9 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     tells = None if not residual else d if activation is None else given_y
     call.sum_dy, call.sum_dy_xmu = doubles(s64), doubles(t64)
     check_vector(g_read, &call.gamma, call.channels)
-    check_vector(b_read, &call.beta, call.channels)
+    check_vector(b_read, &call.beta, call.channels)     # (b64 is b_read, or a copy that nobody else has)
     check_size(m64, call.channels*sizeof(double))
     check_size(v64, call.channels*sizeof(double))
-    check_size(b64, call.channels*sizeof(double))
     check_size(s64, call.channels*sizeof(double))
     check_size(t64, call.channels*sizeof(double))
     if need_params:

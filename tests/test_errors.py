@@ -1210,14 +1210,37 @@ def test_good_calls_do_not_warn():
 
 
 class Changing:
-    """Converted to a vector of two numbers; x has another shape or type then."""
+    """Converted to a vector of two numbers, or to what `value` is; x has another shape or type then."""
 
     def __init__(self, x, how):
-        self.x, self.how = x, how
+        self.x, self.how, self.value = x, how, np.ones(2)
 
     def __array__(self, dtype=None, copy=None):
         self.how(self.x)
-        return np.ones(2)
+        return self.value
+
+
+class ChangingPair(tuple):
+    """A pair that changes the same when someone looks into it."""
+
+    def __getitem__(self, index):
+        np.asarray(self.change)
+        return super().__getitem__(index)
+
+
+def as_pair(w):
+    """A pair of no arrays in the place of w."""
+    pair = ChangingPair((None, None))
+    pair.change = w
+    return pair
+
+
+def as_residual(w, x):
+    """A residual of ones in the place of w, which changes the same when it is converted."""
+    if not isinstance(w, Changing):
+        return np.ones_like(x)
+    w.value = np.ones_like(x)
+    return w
 
 
 def other_shape(x):
@@ -1245,9 +1268,11 @@ CHANGED = {
 
 CHANGED_VECTORS = {
     "batch_norm: gamma": lambda x, v, w: fastbn.batch_norm(x, v, w)[0],
+    "batch_norm: beta": lambda x, v, w: fastbn.batch_norm(x, None, v, residual=as_residual(w, x))[0],
     "normalize: mean": lambda x, v, w: fastbn.normalize(x, v, w),
     "normalize: var": lambda x, v, w: fastbn.normalize(x, np.ones(2), v, w),
     "normalize: gamma": lambda x, v, w: fastbn.normalize(x, np.ones(2), np.ones(2), v, w),
+    "normalize: beta": lambda x, v, w: fastbn.normalize(x, np.ones(2), np.ones(2), None, v, residual=as_residual(w, x)),
     "backward: gamma": lambda x, v, w: fastbn.batch_norm_backward(x, x, fastbn.batch_stats(x), v, w).dx,
 }
 
@@ -1272,6 +1297,9 @@ SMALLER_VECTORS = CHANGED_VECTORS | {
 SMALLER_STATISTICS = {  # float32 ones are copied at once
     "mean, then var": lambda x, v, w: fastbn.batch_norm_backward(x, x, (v, w), training=False),
     "var, then gamma": lambda x, v, w: fastbn.batch_norm_backward(x, x, (np.ones(2), v), w, training=False),
+    "sums, then out": lambda x, v, w: fastbn.backward_apply(
+        x, x, fastbn.batch_stats(x), (np.ones(2), v), residual=True, out=as_pair(w)
+    ),
 }
 
 
