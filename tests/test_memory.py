@@ -53,6 +53,35 @@ def test_a_pass_with_out_takes_less_than_4_mb():
     assert peak("formula") > arrays + 90_000  # a temporary would show
 
 
+UNREAD = """
+import mmap, numpy as np, fastbn
+
+shape = (4, 3, 40, 50)
+unreadable = np.frombuffer(mmap.mmap(-1, 4 * 24_000, prot=0), np.float32)
+v, (x, dy, y) = np.ones(3), np.ones((3, *shape), np.float32)
+stats, sums = fastbn.BatchStats(8000, v, v), fastbn.GradientSums(v, v)
+full, apply = fastbn.batch_norm_backward, fastbn.backward_apply
+behind = {"residual": True, "activation": "relu", "need_params": False}
+for order in (shape, (4, 40, 50, 3)):   # planes, then rows
+    no = unreadable.reshape(order)
+    if order != shape:
+        no, x, dy, y = (a.transpose(0, 3, 1, 2) for a in (no, x.reshape(order), dy.reshape(order), y.reshape(order)))
+    full(dy, no, (v, v), v, v, training=False, need_params=False)
+    full(dy, no, (v, v), v, v, y=y, training=False, **behind)
+    full(dy, no, stats, v, v, y=y, need_dx=False, **behind)
+    full(no, no, stats, v, v, activation="relu", need_dx=False, need_params=False)
+    full(dy, x, stats, v, v, y=no, residual=True)
+    apply(dy, no, (v, v), sums, v, v, training=False)
+    apply(no, no, stats, sums, v, v, activation="relu", need_dx=False)
+"""
+
+
+@on_linux
+def test_what_a_backward_does_not_need_is_not_read():
+    """With statistics that are constants dx is dy times a number; where y tells of the mask, x need not."""
+    subprocess.run([sys.executable, "-c", UNREAD], cwd=tempfile.gettempdir(), check=True)  # to read ends the process
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
 @pytest.mark.parametrize("shape", [(128, 4096), (3, 20_001), (600, 5000), (2, 33_000, 3)], ids=str)
 def test_many_channels(shape, dtype):
