@@ -63,7 +63,7 @@ stats, sums = fastbn.BatchStats(8000, v, v), fastbn.GradientSums(v, v)
 full, apply = fastbn.batch_norm_backward, fastbn.backward_apply
 behind = {"residual": True, "activation": "relu", "need_params": False}
 for order in (shape, (4, 40, 50, 3)):   # planes, then rows
-    no = unreadable.reshape(order)
+    no = unreadable.reshape(order)[..., ::-1]   # an array like this is gathered, if it is needed
     if order != shape:
         no, x, dy, y = (a.transpose(0, 3, 1, 2) for a in (no, x.reshape(order), dy.reshape(order), y.reshape(order)))
     full(dy, no, (v, v), v, v, training=False, need_params=False)
