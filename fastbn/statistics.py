@@ -55,7 +55,7 @@ class _Vectors:
     __array_ufunc__ = None  # an array or number of NumPy's on the left must not take it for a sequence either
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, tuple) or (isinstance(other, _Vectors) and type(other) is not type(self)):
+        if not isinstance(other, tuple):
             return NotImplemented
         parts: Any = self
         return len(parts) == len(other) and all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))

@@ -370,6 +370,16 @@ def test_which_statistics_are_used_and_when_they_move(use, tracked, training):
     assert changed == {"dgamma", "dbeta"} | ({"running_mean", "running_var", "num_batches_tracked"} if moves else set())
 
 
+@pytest.mark.parametrize(
+    ("training", "use", "expected"), [(True, True, X[:1]), (False, None, X[:1]), (False, False, 0)]
+)
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_one_value_per_channel_where_running_statistics_stay(kind, training, use, expected):
+    """Then no variance of it is asked for. (Lists and arrays are checked in different places.)"""
+    bn = fastbn.BatchNorm(2, eps=1e-12, use_global_stats=use, dtype=np.float64).train(training)
+    assert near(bn(kind(X[:1].tolist())), expected + np.zeros((1, 2)))
+
+
 def test_gamma_and_beta_learn_with_global_statistics():
     bn = fastbn.BatchNorm(2, use_global_stats=True, dtype=np.float64)
     assert bn.training
@@ -620,6 +630,16 @@ def test_where_a_warning_is_an_error_backward_belongs_to_the_forward_before():
         with pytest.raises(RuntimeWarning):
             bn(np.full_like(x, np.nan), out=np.empty_like(x))
     np.testing.assert_array_equal(bn.backward(dy), expected)
+
+
+def test_a_first_forward_with_out_warns():
+    """There is no earlier one whose arrays could stand in out."""
+    x, dy = data()
+    x[0, 1, 0] = np.nan
+    bn, out = fastbn.BatchNorm(3), np.empty_like(x)
+    with pytest.warns(RuntimeWarning, match="running statistics stay"):
+        assert bn(x, out=out) is out
+    assert np.isnan(bn.backward(dy)).any(axis=(0, 2)).tolist() == [False, True, False]
 
 
 def test_the_warning_names_the_channels():

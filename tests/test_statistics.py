@@ -144,6 +144,13 @@ def test_they_are_compared_with_plain_tuples(stats, sums):
         assert (stats != other) is (other != stats) is True
 
 
+def test_they_equal_nothing_but_tuples(stats, sums):
+    for value in (stats, sums):
+        for other in (None, 4, "three", list(value)):
+            assert (value == other) is (other == value) is False
+            assert (value != other) is (other != value) is True
+
+
 def test_they_are_compared_by_content(stats, sums):
     assert stats == BatchStats(4, [1, -2], [0.5, 3])
     assert (stats != BatchStats(4, [1, -2], [0.5, 3])) is False
