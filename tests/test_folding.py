@@ -257,7 +257,7 @@ ERRORS = {
     "groups 1.0": ({"groups": 1.0}, TypeError, "^groups: expected an integer, got float"),
     "groups True": ({"groups": True}, TypeError, "^groups: expected an integer, got a bool"),
     "groups, axis 2": (
-        {"weight": np.ones((3, 2, 3)), "axis": 2, "groups": 3}, ValueError, "^groups: expected 1 with output .* axis 2",
+        {"weight": np.ones((4, 2, 3)), "axis": 2, "groups": 2}, ValueError, "^groups: expected 1 with output .* axis 2",
     ),
     "groups, axis 1": ({"axis": 1, "groups": 3}, ValueError, r"^bias: expected shape \(6,\)"),
     "bias": ({"bias": np.ones(2)}, ValueError, r"^bias: expected shape \(3,\), a number per channel, got \(2,\)"),
