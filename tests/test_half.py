@@ -298,3 +298,12 @@ def test_ties_go_to_even(length, dtype, half):
     y = fastbn.normalize(x, np.zeros(3), np.ones(3), beta=np.full(3, half), eps=0)
     expected = (1 + 2 * half * (steps + steps % 2)).astype(dtype)  # by hand: an odd number of steps is rounded up
     assert y.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "int4"])
+def test_other_types_of_ml_dtypes_are_refused(name):
+    """They are shorter than what would be read of bfloat16."""
+    x = np.ones((4, 3)).astype(getattr(ml_dtypes, name))
+    for call in (fastbn.batch_stats, fastbn.batch_norm, fastbn.BatchNorm(3)):
+        with pytest.raises(TypeError, match=rf"^x: expected dtype float16, bfloat16, .* got {name}"):
+            call(x)

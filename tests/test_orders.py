@@ -138,7 +138,7 @@ def test_written_over_an_argument(row):
         assert np.array_equal(around, np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else []))
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2, -3, -4, np.int8(-1), np.array(2)], ids=repr)
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2, -3, -4, np.int8(-1), np.int8(-4), np.array(2)], ids=repr)
 def test_axis(axis):
     """The axis that the reference means, for functions and layers."""
     x, dy = random_array((4, 5, 6, 7)), random_array((4, 5, 6, 7), seed=1)
