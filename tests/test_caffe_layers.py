@@ -301,6 +301,8 @@ def test_blobs_that_do_not_fit_are_refused_before_anything_changes(phase, wrong)
     with pytest.raises(ValueError, match=r"^blobs: expected shapes \(C,\), \(C,\), \(1,\), got"):
         bn(x, out=x)
     assert x.ravel().tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"^blobs: expected shapes \(C,\), \(C,\), \(1,\), got"):
+        bn.statistics()
     assert blobs_of(bn) == before
 
 

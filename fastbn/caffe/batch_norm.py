@@ -132,6 +132,7 @@ class BatchNorm:
         """
         if not self.blobs:
             raise ValueError("channels: not known before the first forward")
+        _check_shapes(self.blobs)
         return _statistics(self.blobs)
 
     def __call__(self, x: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
@@ -260,7 +261,6 @@ def _check_shapes(blobs: list[Blob]) -> None:
 
 def _statistics(blobs: list[Blob]) -> tuple[np.ndarray, np.ndarray]:
     """Sums divided by their weight; 0 where the weight is 0."""
-    _check_shapes(blobs)
     with np.errstate(all="ignore"), DefaultMode():
         mean, var, weight = (blob.data.astype(np.float64) for blob in blobs)
         return (mean / weight, var / weight) if weight[0] != 0 else (np.zeros_like(mean), np.zeros_like(var))
