@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbn._cpu import DefaultMode
 from fastbn._integers import as_integer
-from fastbn.statistics import BatchStats, GradientSums
+from fastbn.statistics import BatchStats
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 ACTIVATIONS = ("relu", "relu6", "leaky_relu")
@@ -165,7 +165,7 @@ def as_stats(stats: Any, training: bool) -> tuple[int, Any, Any]:
 
 def as_sums(sums: Any) -> Any:
     """(sum_dy, sum_dy_xmu) from the argument sums."""
-    if isinstance(sums, GradientSums) or (isinstance(sums, tuple) and len(sums) == 2):
+    if isinstance(sums, tuple) and len(sums) == 2:
         return sums
     raise TypeError(f"sums: expected GradientSums or a tuple (sum_dy, sum_dy_xmu), got {_came(sums)}")
 
