@@ -747,6 +747,10 @@ def test_wrong_bottoms():
     scale(x)
     with pytest.raises(ValueError, match=r"blobs\[0\]: expected shape \(4,\)"):
         scale(np.ones((2, 4)))
+    turned = caffe.Scale(axis=1, num_axes=2)
+    turned(np.ones((5, 2, 3)))
+    with pytest.raises(ValueError, match=r"blobs\[0\]: expected shape \(3, 2\), .* got \(2, 3\)"):  # as many values
+        turned(np.ones((5, 3, 2)))
     with pytest.raises(ValueError, match="blobs: expected 1, got 2"):
         scale(x, np.float32(2))
     with pytest.raises(ValueError, match="dy: expected the shape of x"):
