@@ -88,6 +88,35 @@ def test_what_a_backward_does_not_need_is_not_read():
         assert (found.returncode == 0) is ends_well
 
 
+def traced_peak(call):
+    """The most bytes that NumPy's arrays and Python's objects took during a call, beside those that were there."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_array_is_taken_for_what_is_not_asked_for():
+    x, dy = np.ones((2, 8, 4, 100, 100), np.float32)
+    stats, sums = fastbn.batch_stats(x), fastbn.GradientSums(np.ones(4), np.ones(4))
+    behind = {"activation": "relu", "residual": True, "y": x}
+    for call in (
+        lambda: fastbn.batch_stats(x),
+        lambda: fastbn.backward_sums(dy, x, stats),
+        lambda: fastbn.backward_sums(dy, x, stats, **behind),
+        lambda: fastbn.batch_norm_backward(dy, x, stats, need_dx=False),
+        lambda: fastbn.backward_apply(dy, x, stats, sums, need_dx=False),
+    ):
+        assert traced_peak(call) < x.nbytes // 20
+    full = functools.partial(fastbn.batch_norm_backward, dy, x, stats)
+    assert x.nbytes < traced_peak(full) < 1.05 * x.nbytes
+    # dx and dresidual
+    assert 2 * x.nbytes < traced_peak(functools.partial(full, **behind)) < 2.05 * x.nbytes
+    assert x.nbytes < traced_peak(functools.partial(full, **behind, need_dx=False)) < 1.05 * x.nbytes
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
 @pytest.mark.parametrize("shape", [(128, 4096), (3, 20_001), (600, 5000), (2, 33_000, 3)], ids=str)
 def test_many_channels(shape, dtype):
@@ -99,21 +128,14 @@ def test_many_channels(shape, dtype):
     out = np.empty_like(x)
     options = {"activation": "leaky_relu", "negative_slope": 0.25}
 
-    def scratch_of(call):
-        tracemalloc.start()
-        call()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak - vectors
-
+    vector = gamma.nbytes
     with fastbn.num_threads(1):
-        vectors = 2 * gamma.nbytes
-        assert scratch_of(lambda: fastbn.batch_norm(x, gamma, beta, **options, out=out)) < 1 << 20
-        vectors = 0
-        assert scratch_of(lambda: fastbn.normalize(x, *stats[1:], gamma, beta, **options, out=out)) < 1 << 20
-        vectors = 4 * gamma.nbytes
-        backward = functools.partial(fastbn.batch_norm_backward, dy, x, stats, gamma, beta, **options)
-        assert scratch_of(lambda: backward(out=out)) < 1 << 20
+        forward = functools.partial(fastbn.batch_norm, x, gamma, beta, **options, out=out)
+        assert traced_peak(forward) < 2 * vector + (1 << 20)
+        inference = functools.partial(fastbn.normalize, x, *stats[1:], gamma, beta, **options, out=out)
+        assert traced_peak(inference) < 1 << 20
+        backward = functools.partial(fastbn.batch_norm_backward, dy, x, stats, gamma, beta, **options, out=out)
+        assert traced_peak(backward) < 4 * vector + (1 << 20)
     y, _ = fastbn.batch_norm(x, gamma, beta, **options)
     expected, _ = reference.batch_norm(x, gamma, beta, **options)
     # 8 roundings of terms up to 50 (see assert_y); float16 rounds y once more. Gradients: 96 roundings (assert_dx).
