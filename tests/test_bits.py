@@ -713,11 +713,13 @@ def test_an_only_channel_is_summed_as_beside_others(shape, threads, dtype):
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31), (260, 420, 7, 7), (130, 210, 13, 15)], ids=str
+    "shape",
+    [(4, 30, 239, 251), (31, 60, 57, 59), (40, 160, 29, 31), (70, 210, 19, 19), (260, 420, 7, 7), (130, 210, 13, 15)],
+    ids=str,
 )
 def test_arrays_that_few_caches_hold(shape, dtype, activation):
     """Their results are held back: each channel as if it stood in a small array. (Rows of parts, folds of one row and
-    of several, short rows.)
+    of several, rows of some 2 KB, short rows.)
     """
     rng = np.random.default_rng(0)
     x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))

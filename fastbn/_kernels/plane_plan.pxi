@@ -5,13 +5,11 @@ cdef enum:
     GROUP = 32              # channels side by side, at most
     BYTES_AHEAD = 800 << 10     # of all arrays, at most, from what is summed to what is asked for
     FEW_BYTES_AHEAD = 64 << 10      # of each array, where rows are cut into folds and a channel has up to BYTES_AHEAD
-    BEHIND = 8192           # bytes of a row, up to which the one behind it in memory is asked for
-    ROWS_AHEAD = 2          # from what is summed to what is asked for, in longer rows that are not cut into folds
+    ROWS_AHEAD = 2          # from what is summed to what is asked for, where rows are not cut into folds
     LATER = 16384           # bytes, the same where that comes to no whole row
     SOON = 2048             # bytes, the same where that is near
     GROUP_BYTES = 204800    # what a group may take of all arrays that are read: twice as much if it goes alone
-    SHORT_RUN = 3072        # bytes of a row, or twice as many: where a group would have fewer, ...
-    LONG_RUN = 6400         # ... it has so many, or twice as many
+    LONG_RUN = 6400         # bytes of a group's row that would have fewer than SHORT_RUN: both twice if it goes alone
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
@@ -83,6 +81,14 @@ cdef inline Steps backwards(const Steps *step) noexcept nogil:
     return back
 
 
+cdef inline bint are_short(const Call *call, Py_ssize_t row) noexcept nogil:
+    """Whether rows of so many bytes are read, and written past the cache, in groups of channels, one behind the other:
+    memory wants longer runs. By whole lines through the cache only single channels are written. (Zen 4, planes of 17x17
+    to 24x24, large: training and backward .6 to .9 of the time of single channels.)
+    """
+    return row < SHORT_RUN and (call.plane < SHORT or call.stores != WHOLE_LINES)
+
+
 cdef inline bint wants_lines(const Call *call, Py_ssize_t plane) noexcept nogil:
     """Whether results are written a line at a time. Through the cache, short rows gain nothing from sums in between."""
     return call.stores == PAST_CACHE or (call.stores == WHOLE_LINES and not (call.measure and plane < SHORT))
@@ -135,7 +141,7 @@ cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) 
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize, row = call.plane*itemsize, many
     cdef Py_ssize_t times = 2 if plan.apart or not plan.by_lines else 1
-    if plan.by_lines and plan.plane >= SHORT:
+    if plan.by_lines and not plan.rows_in_turn:
         return 1
     many = times*GROUP_BYTES//(arrays*call.values*itemsize)
     if many*row < times*SHORT_RUN:
@@ -181,7 +187,7 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.run = common_run(call, plan.loops.itemsize)
     cut_into_folds(&plan)
-    plan.rows_in_turn = SHORTEST <= plan.plane < SHORT and plan.run == plan.plane
+    plan.rows_in_turn = plan.run == plan.plane >= SHORTEST and are_short(call, plan.plane*plan.loops.itemsize)
     channel_bytes = call.values*plan.loops.itemsize
     plan.by_lines = (wants_lines(call, plan.plane) and plan.run == plan.plane >= SHORTEST
                      and share_lines(call.out, call.dresidual))
@@ -205,18 +211,17 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept nogil:
-    """How many rows there are between those that are summed and those that are asked for. Past the end of a short row
-    processors read on by themselves: what stands there is best asked for too, and that is the next channel's row.
+    """How many rows there are between those that are summed and those that are asked for: few, since what is asked for
+    too early drives out what gets its results next, or is driven out itself. (Zen 4: two rows instead of the whole next
+    group take .8 to 1.0 of the time; sums alone of rows of 20x20 and 28x28 .6 to .75.)
 
-    A channel that a second-level cache holds still gets its results there, unless too much is asked for early. (Zen 4:
-    channels of 200 to 800 KB .85 to .97 of the time; larger ones take 1.1 to 1.3 with so few bytes ahead.)
+    Rows that are cut into folds want more, unless a second-level cache holds a channel. (Channels of 200 to 800 KB take
+    .85 to .97 of the time with FEW_BYTES_AHEAD; larger ones 1.1 to 1.3.)
     """
     cdef Py_ssize_t row = plan.plane*plan.loops.itemsize, rows = BYTES_AHEAD//(row*arrays)
-    if plan.segments and plan.rows <= rows:
-        return min(plan.rows, FEW_BYTES_AHEAD//row)
-    if plan.segments:
-        return rows
-    return min(plan.rows, ROWS_AHEAD if row > BEHIND else max(1, rows//plan.group))
+    if plan.segments == 0:
+        return min(plan.rows, ROWS_AHEAD)
+    return rows if plan.rows > rows else min(plan.rows, FEW_BYTES_AHEAD//row)
 
 
 cdef inline void cut_into_folds(Plan *plan) noexcept nogil:

@@ -30,6 +30,14 @@ cdef inline Place place_ahead(const Plan *plan, Py_ssize_t c, Py_ssize_t row, Py
     return shifted(&at, start*plan.loops.itemsize + plan.further)
 
 
+cdef inline Py_ssize_t rows_in_step(const Plan *plan, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """How many rows from this one on, up to `end`, follow each other, and what is asked for with them, in one step."""
+    cdef Py_ssize_t count = end - row if plan.even else 1
+    if row < plan.rows - plan.ahead:    # what is asked for is of this channel still
+        return min(count, plan.rows - plan.ahead - row)
+    return count
+
+
 cdef void sum_gathered(Channel *channels, Py_ssize_t count, Py_ssize_t position, Py_ssize_t length) noexcept nogil:
     """Add a piece of some channels to their lanes: one that some array has not in place."""
     cdef Tiles tiles
@@ -199,9 +207,7 @@ cdef void sweep_whole_rows(Channel *channel, Folds *folds, Py_ssize_t row, Py_ss
     cdef const Plan *plan = channel.plan
     cdef Py_ssize_t count
     while row < end:
-        count = end - row if plan.even else 1
-        if row < plan.rows - plan.ahead:    # what is asked for is of this channel still
-            count = min(count, plan.rows - plan.ahead - row)
+        count = rows_in_step(plan, row, end)
         sweep_rows(channel, folds, row, 0, count, plan.plane, &plan.sample, &plan.due_sample)
         row += count
 
@@ -242,8 +248,8 @@ cdef void sum_fold(Channel *channels, Py_ssize_t count, Py_ssize_t number, bint 
     if plan.rows_in_turn:
         sum_short_rows(channels, count, first, last)
     else:
-        rows = last - first if plan.even and end - begin <= plan.piece else 1
         while first < last:
+            rows = rows_in_step(plan, first, last) if end - begin <= plan.piece else 1
             start = begin
             while start < end:
                 k = 0

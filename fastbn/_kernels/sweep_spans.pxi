@@ -199,10 +199,10 @@ cdef void results_and_sums(const Place *due, const Steps *step, Py_ssize_t count
 
 
 cdef inline bint goes_line_by_line(Py_ssize_t length, const formula *what) noexcept nogil:
-    """Whether results and sums of short rows take turns line by line, not row by row. Other formulas need more
-    registers than there are; shorter rows have too few lines.
+    """Whether results and sums of short rows take turns line by line, not row by row. Shorter rows have too few lines;
+    other formulas need more registers than there are, which only longer rows make up for.
     """
-    return length >= LINE_BY_LINE and (is_forward(what) or formula is Gradient)
+    return length >= LINE_BY_LINE and (is_forward(what) or formula is Gradient or length >= SHORT)
 
 
 cdef inline Py_ssize_t stream_first_of(Py_ssize_t channel, const Place *at, const Numbers *f, const Coefficients *own,

@@ -27,7 +27,8 @@ cdef enum:
     CHUNK = 512         # values of a tile
     ROW_CHUNK = 256     # rows that are added up one after the other before the sum is put away
     SHORTEST = 16       # planes of fewer values are gathered before anything is done with them
-    SHORT = 256         # planes of fewer values are summed several in one go
+    SHORT = 256         # planes of fewer values are short for every type
+    SHORT_RUN = 3072    # bytes: shorter rows of planes are read in groups of channels, one behind the other
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
     NOTED = 1 << 20     # values of a channel, up to which notes are left of it (see notes.pxi)
@@ -243,7 +244,8 @@ cdef inline Py_ssize_t bytes_of_a_noted_row(const Call *call) noexcept nogil:
     """Of the notes that sums leave for results (see notes.pxi); 0 where they leave none."""
     if not (call.backward and call.measure and call.out != NULL and call.y != NULL and call.activated
             and call.act.slope == 1 and call.dtype == FLOAT32 and call.storage == AS_IS
-            and call.stores == PAST_CACHE and call.plane >= SHORT and call.values <= NOTED):
+            and call.stores == PAST_CACHE and call.plane*<Py_ssize_t>sizeof(float) >= SHORT_RUN
+            and call.values <= NOTED):
         return 0
     return (call.plane + LANES - 1)//LANES*(LANES//8)
 
