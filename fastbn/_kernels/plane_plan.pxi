@@ -13,7 +13,8 @@ cdef enum:
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
-    TWO_PLACES = 128        # values of a row, from which on results without sums are computed in two places at once
+    TWO_PLACES = 300        # values of a row, from which on results without sums are computed in two places at once
+    CLOSE_TO_TWO = 512      # bytes behind what is read, up to which they are not
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
@@ -149,27 +150,28 @@ cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) 
     return max(1, min(many, TOGETHER if plan.whole and not plan.by_lines else GROUP))
 
 
-cdef inline bint stands_between(const Call *call) noexcept nogil:
-    """Whether results stand as closely behind x as before dy or a residual, or the other way round: for two samples at
-    once there is no good order of lines then, see bytes_behind(). (Zen 4: inference with a residual took up to twice as
-    long as elsewhere.)
+cdef inline bint is_close_behind(const View *out, const View *read) noexcept nogil:
+    return read != NULL and 0 < bytes_from(read.data, out.data) < CLOSE_TO_TWO
+
+
+cdef inline bint stands_close_behind(const Call *call, const View *out) noexcept nogil:
+    """Whether a result, if there is one, stands so closely behind something that is read, as far as the offsets in
+    their pages tell, that two samples at once would wait for each other, see bytes_behind(). (Zen 4, in a busy hour:
+    inference took up to 3 times as long on planes of 56x56, up to 5 times on shorter ones.)
     """
-    cdef Place at = row_of(call, 0, 0)
-    cdef Py_ssize_t behind
-    if call.x == NULL or call.dy == NULL:
-        return False
-    behind = bytes_from(at.x, at.out)
-    return behind != 0 and behind == -bytes_from(at.dy, at.out) and -CLOSE < behind < CLOSE
+    return out != NULL and (is_close_behind(out, call.x) or is_close_behind(out, call.dy)
+                            or is_close_behind(out, call.y))
 
 
 cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     """Whether two samples get their results at once, if the LANES of the result begin in both alike: memory is read
-    faster from two places. (Zen 4: .85 to .97 of the time; half types and rows of 7x7 take 1.0 to 1.2.)
+    faster from two places. (Zen 4: .8 to .97 of the time; half types take 1.0 to 1.2, rows of 14x14 up to 1.3.)
     """
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
     return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_PLACES
-            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not stands_between(call)
+            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not stands_close_behind(call, call.out)
+            and not stands_close_behind(call, call.dresidual)
             and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
 
 

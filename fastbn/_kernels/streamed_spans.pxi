@@ -200,12 +200,11 @@ cdef inline Py_ssize_t bytes_behind(const Place *at, const formula *what) noexce
     return nearest if 0 < nearest < CLOSE else 0
 
 
-cdef inline bint turns_lines(const Place *at, bint two, const formula *what) noexcept nogil:
-    """Whether lines are taken in another order for that. (With vectors of 128 bits single rows take 1.0 to 1.1 times as
-    long then.)
+cdef inline bint turns_lines(const Place *at, const formula *what) noexcept nogil:
+    """Whether lines are taken in another order for that. (With vectors of 128 bits rows take 1.0 to 1.1 times as long
+    then.)
     """
-    cdef Py_ssize_t behind = bytes_behind(at, what)
-    return behind != 0 if two else VECTOR > 16 and 0 < behind < CLOSE//2
+    return VECTOR > 16 and 0 < bytes_behind(at, what) < CLOSE//2
 
 
 cdef inline Py_ssize_t lines_to_turn(Py_ssize_t length) noexcept nogil:
@@ -254,7 +253,7 @@ cdef inline void stream_span(const Place *at, const Place *other, bint two, Py_s
         stream_first(other, &own, carry + 1, typed, what)
     if is_forward(what) and not (two or carry.past):
         i = stream_lines(at, other, two, i, length, &own, False, False, typed, what)
-    elif turns_lines(at, two, what):
+    elif not two and turns_lines(at, what):     # (two samples never stand so, see takes_two_samples())
         i = stream_lines(at, other, two, i, length, &own, True, True, typed, what)
     else:
         i = stream_lines(at, other, two, i, length, &own, True, False, typed, what)
