@@ -184,6 +184,7 @@ def test_wrong_environment(text, tmp_path):
 def test_affinity(tmp_path):
     one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert printed(one + NUMBER, tmp_path) == "1"
+    assert printed(one + NUMBER, tmp_path, OMP_NUM_THREADS="8") == "1"
     assert printed(one + NUMBER, tmp_path, FASTBN_NUM_THREADS="2") == "2"
 
 
