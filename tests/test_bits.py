@@ -207,6 +207,7 @@ def streaming(slowly):
 WRITTEN = {
     "long rows": (6, 5, 301, 301),
     "rows of whole lines": (3, 15, 128, 448),
+    "rows in groups": (37, 160, 19, 19),
     "short rows": (90, 160, 13, 13),
     "rows of 49 values": (30, 1600, 7, 7),
     "side by side": (60000, 45),
@@ -562,8 +563,8 @@ def in_page(values, offset):
     ids=str,
 )  # fmt: skip
 def test_results_close_behind_what_is_read(shape, axis, dtype, places, activation):
-    """As far as the offsets in their pages tell: lines are then taken in another order. Far from it, they are not.
-    The last two results take the place of what is read.
+    """As far as the offsets in their pages tell: lines are then taken in another order, and of one sample at a time.
+    Far from it, they are not. The last two results take the place of what is read.
     """
     rng = np.random.default_rng(16)
     shape = (-(-shape[0] * 4 // np.dtype(dtype).itemsize), *shape[1:])  # as many bytes, or more

@@ -84,8 +84,8 @@ cdef inline Steps backwards(const Steps *step) noexcept nogil:
 
 cdef inline bint are_short(const Call *call, Py_ssize_t row) noexcept nogil:
     """Whether rows of so many bytes are read, and written past the cache, in groups of channels, one behind the other:
-    memory wants longer runs. By whole lines through the cache only single channels are written. (Zen 4, planes of 17x17
-    to 24x24, large: training and backward .6 to .9 of the time of single channels.)
+    memory wants longer runs. By whole lines through the cache results go with the sums of single channels only. (Zen 4,
+    planes of 17x17 to 24x24, large: training and backward .6 to .9 of the time of single channels.)
     """
     return row < SHORT_RUN and (call.plane < SHORT or call.stores != WHOLE_LINES)
 

@@ -253,7 +253,7 @@ cdef inline void stream_span(const Place *at, const Place *other, bint two, Py_s
         stream_first(other, &own, carry + 1, typed, what)
     if is_forward(what) and not (two or carry.past):
         i = stream_lines(at, other, two, i, length, &own, False, False, typed, what)
-    elif not two and turns_lines(at, what):     # (two samples never stand so, see takes_two_samples())
+    elif not two and turns_lines(at, what):     # (two samples begin where results do not stand so)
         i = stream_lines(at, other, two, i, length, &own, True, True, typed, what)
     else:
         i = stream_lines(at, other, two, i, length, &own, True, False, typed, what)
