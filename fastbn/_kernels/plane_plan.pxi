@@ -14,7 +14,6 @@ cdef enum:
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     TWO_PLACES = 300        # values of a row, from which on results without sums are computed in two places at once
-    CLOSE_TO_TWO = 512      # bytes behind what is read, up to which they are not
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
@@ -150,19 +149,6 @@ cdef inline Py_ssize_t channels_of_a_group(const Plan *plan, Py_ssize_t arrays) 
     return max(1, min(many, TOGETHER if plan.whole and not plan.by_lines else GROUP))
 
 
-cdef inline bint is_close_behind(const View *out, const View *read) noexcept nogil:
-    return read != NULL and 0 < bytes_from(read.data, out.data) < CLOSE_TO_TWO
-
-
-cdef inline bint stands_close_behind(const Call *call, const View *out) noexcept nogil:
-    """Whether a result, if there is one, stands so closely behind something that is read, as far as the offsets in
-    their pages tell, that two samples at once would wait for each other, see bytes_behind(). (Zen 4, in a busy hour:
-    inference took up to 3 times as long on planes of 56x56, up to 5 times on shorter ones.)
-    """
-    return out != NULL and (is_close_behind(out, call.x) or is_close_behind(out, call.dy)
-                            or is_close_behind(out, call.y))
-
-
 cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     """Whether two samples get their results at once, if the LANES of the result begin in both alike: memory is read
     faster from two places. (Zen 4: .8 to .97 of the time; half types take 1.0 to 1.2, rows of 14x14 up to 1.3.)
@@ -170,8 +156,7 @@ cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
     return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_PLACES
-            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not stands_close_behind(call, call.out)
-            and not stands_close_behind(call, call.dresidual)
+            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not stand_close_behind(call)
             and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
 
 

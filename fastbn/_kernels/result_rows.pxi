@@ -55,13 +55,6 @@ cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ss
         memcpy(at.dresidual, g, bytes)
 
 
-cdef inline bint turns_rows(const Place *at, const stored *typed, const formula *what) noexcept nogil:
-    """Whether lines are taken in another order, see bytes_behind(). (Zen 4: with vectors of 128 bits, or from two lines
-    behind on, they take 1.0 to 1.1 times as long.)
-    """
-    return VECTOR > 16 and 0 < bytes_behind(at, what) < 2*LANES*<Py_ssize_t>sizeof(stored)
-
-
 cdef inline void put_results(const Place *at, Py_ssize_t i, const stored *line, const stored *g, bint stream,
                              const formula *what) noexcept nogil:
     if stream:
@@ -113,7 +106,7 @@ cdef inline void results_of_run(Place at, Place other, bint two, Py_ssize_t leng
     """
     cdef Place here
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
-    cdef bint turns = stream and turns_rows(&at, typed, what)
+    cdef bint turns = stream and turns_lines(&at, what)
     if stream and not f.wide:
         first = before_a_line(<const stored *>at.out, length)
     while i < length:

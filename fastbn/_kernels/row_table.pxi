@@ -76,8 +76,9 @@ cdef inline bint gains_by_two_places(const Table *table) noexcept nogil:
 
     (Zen 4: .8 to .95 of the time; of more columns, in other types, or where caches hold the arrays, 1.0 to 1.2.)
     """
+    cdef const Call *call = table.call
     return (table.flat and table.stream and table.columns.holds and table.loops.itemsize == sizeof(float)
-            and table.width <= FEW_COLUMNS)
+            and table.width <= FEW_COLUMNS and not stand_close_behind(call))
 
 
 cdef void find_places(Table *table) noexcept nogil:
@@ -105,6 +106,20 @@ cdef void find_places(Table *table) noexcept nogil:
     table.in_two_places = gains_by_two_places(table)
 
 
+cdef inline double *in_phase(double *columns, const View *out) noexcept nogil:
+    """Where coefficients begin, from there on: where offsets in COLUMN_PHASE are as in the first result's line.
+
+    A processor that looks at offsets alone takes coefficients that it reads for results written just before, and waits
+    for these. In phase, those of a column are read before its results are written, and then not for a row. (Zen 4, in a
+    busy hour: large arrays of 64 or 256 columns took 1.5 to 3 times as long a line out of phase.)
+    """
+    cdef uintptr_t line
+    if out == NULL:
+        return columns
+    line = (<uintptr_t>out.data + CACHE_LINE - 1)//CACHE_LINE*CACHE_LINE
+    return columns + (line - <uintptr_t>columns) % COLUMN_PHASE//sizeof(double)
+
+
 cdef void lay_out_scratch(Table *table) noexcept nogil:
     """What stands in the scratch, behind the gates of channels. Of each column: its centre, the sums of all blocks and
     four vectors more, for coefficients and gates; then numbers of channels, and `far`. scratch_of_part() counts it.
@@ -117,7 +132,7 @@ cdef void lay_out_scratch(Table *table) noexcept nogil:
     table.parts.a_low = table.parts.a + size
     table.parts.b = table.parts.a_low + size
     table.parts.b_low = table.parts.b + size
-    columns = table.parts.a         # results need coefficients when they need no sums any more
+    columns = in_phase(table.parts.a, table.call.out)   # results need them when they need no sums any more
     table.columns.center, table.columns.mul = columns, columns + size
     table.columns.add, table.columns.by_x = columns + 2*size, columns + 3*size
     columns += 4*table.blocks*size

@@ -3,7 +3,7 @@
 cdef enum:
     SPANS_AHEAD = 512           # values from what is computed to what is asked for
     TWO_SPANS_AHEAD = 64        # the same in each of two rows
-    CLOSE = 256                 # bytes, see bytes_behind()
+    CLOSE = 128                 # bytes, see bytes_behind()
     TURNED = 4                  # lines that go from the last to the first then: a power of 2
 
 
@@ -167,11 +167,6 @@ cdef inline void ask_for_values(const Place *at, Py_ssize_t i, bint later, const
 
 # ---- lines in another order
 
-cdef inline Py_ssize_t bytes_from(const char *read, const char *out) noexcept nogil:
-    """How far behind what is read a result stands, or before it, as far as the offsets in their pages tell."""
-    return ((out - read + PAGE//2) & (PAGE - 1)) - PAGE//2
-
-
 cdef inline Py_ssize_t nearer(Py_ssize_t nearest, const char *out, const char *read) noexcept nogil:
     """That, if it is nearer, or as near but before."""
     cdef Py_ssize_t behind = bytes_from(read, out)
@@ -204,7 +199,7 @@ cdef inline bint turns_lines(const Place *at, const formula *what) noexcept nogi
     """Whether lines are taken in another order for that. (With vectors of 128 bits rows take 1.0 to 1.1 times as long
     then.)
     """
-    return VECTOR > 16 and 0 < bytes_behind(at, what) < CLOSE//2
+    return VECTOR > 16 and bytes_behind(at, what) > 0
 
 
 cdef inline Py_ssize_t lines_to_turn(Py_ssize_t length) noexcept nogil:

@@ -80,10 +80,10 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
 
 
 cdef inline bint turns_sweep(const Place *at, const formula *what) noexcept nogil:
-    """Whether lines are taken in another order, see bytes_behind(): in forwards, where vectors are cut. (With loops for
+    """Whether lines are taken in another order, see bytes_behind(): in forwards, where lines are cut. (With loops for
     both orders in one function a backward takes up to 1.1 times as long at all offsets.)
     """
-    return is_forward(what) and turns_lines(at, what) and bytes_behind(at, what) % VECTOR != 0
+    return is_forward(what) and turns_lines(at, what) and bytes_behind(at, what) % CACHE_LINE != 0
 
 
 cdef inline Py_ssize_t sweep_past(const Place *out, Py_ssize_t i, Py_ssize_t length, const Coefficients *own,

@@ -29,6 +29,7 @@ cdef enum:
     SHORTEST = 16       # planes of fewer values are gathered before anything is done with them
     SHORT = 256         # planes of fewer values are short for every type
     SHORT_RUN = 3072    # bytes: shorter rows of planes are read in groups of channels, one behind the other
+    COLUMN_PHASE = 256  # bytes, see in_phase()
     NARROW = 64         # rows of fewer channels are taken several at once, side by side
     MAX_BLOCKS = 64     # parts of a channel (planes) or of the rows whose sums may be taken in parallel
     NOTED = 1 << 20     # values of a channel, up to which notes are left of it (see notes.pxi)
@@ -280,7 +281,7 @@ cdef inline Py_ssize_t scratch_of_part(const Call *call, Py_ssize_t channels, Or
         return gates + (2*call.threads*bytes_of_notes(call) if goes_by_groups(call) else each)
     rows = side_by_side(channels, call.values)
     columns = rows*channels
-    return (gates + each + columns
+    return (gates + each + columns + COLUMN_PHASE
             + padded(columns)*(5 + 4*block_count(columns, call.values//rows, ROWS))*<Py_ssize_t>sizeof(double))
 
 
