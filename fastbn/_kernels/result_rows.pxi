@@ -77,7 +77,7 @@ cdef inline void lines_of_results(const Place *at, const Place *other, bint two,
     cdef stored g[LANES]
     cdef stored other_line[LANES]
     cdef stored other_g[LANES]
-    cdef Py_ssize_t k = 0, i, turned = lines_to_turn(length) if turns else 0
+    cdef Py_ssize_t k = 0, i, turned = lines_to_turn(length) if turns and not two else 0
     if ahead == 0 and stream:
         ahead = RESULTS_AHEAD//2 if reads_x(what) and reads_dy(what) else RESULTS_AHEAD
     elif ahead == 0:

@@ -213,12 +213,20 @@ cdef inline Py_ssize_t line_in_turn(Py_ssize_t i, Py_ssize_t turned) noexcept no
     return i ^ (TURNED - 1)*LANES if i < turned else i
 
 
+cdef inline Py_ssize_t line_of_row_in_turn(Py_ssize_t i, Py_ssize_t length) noexcept nogil:
+    """The same in a row of so many values, where of the lines that are left the last goes first, too: those of 7x7 are
+    all left.
+    """
+    cdef Py_ssize_t turned = lines_to_turn(length)
+    return line_in_turn(i, turned) if i < turned else turned + length - LANES - i
+
+
 cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint two, Py_ssize_t i, Py_ssize_t length,
                                     const Coefficients *f, bint past, bint turns, const stored *typed,
                                     const formula *what) noexcept nogil:
     """The whole lines from value i of a row on, with `two` in turn with those of the other; where they end."""
     cdef Py_ssize_t ahead = TWO_SPANS_AHEAD if two else SPANS_AHEAD
-    cdef Py_ssize_t k, line_at, lines = (length - i)//LANES, turned = lines_to_turn(length - i) if turns else 0
+    cdef Py_ssize_t k, line_at, lines = (length - i)//LANES
     cdef stored line[LANES]
     cdef stored g[LANES]
     cdef stored other_line[LANES]
@@ -227,7 +235,7 @@ cdef inline Py_ssize_t stream_lines(const Place *at, const Place *other, bint tw
         ask_for_values(at, i + k*LANES + ahead, False, typed, what)
         if two:
             ask_for_values(other, i + k*LANES + ahead, False, typed, what)
-        line_at = i + line_in_turn(k*LANES, turned)
+        line_at = i + (line_of_row_in_turn(k*LANES, lines*LANES) if turns else k*LANES)
         compute_line(at, line_at, <stored *>line, <stored *>g, f, 0, LANES, what)
         if two:
             compute_line(other, line_at, <stored *>other_line, <stored *>other_g, f, 0, LANES, what)

@@ -51,7 +51,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
     """Whole lines of results, from value i of one row on, each with the sums of as many values of the other, from its
     first on; where they end. (`how` is a constant: there is a loop for each that is used.)
     """
-    cdef Py_ssize_t rest = length - LANES, first = i, turned = lines_to_turn(length - i) if how & TURNS else 0, k = 0
+    cdef Py_ssize_t rest = length - LANES, first = i, end = (length - i)//LANES*LANES, k = 0
     cdef Notes note
     if has_notes(notes, typed, what):
         note = notes[0]
@@ -71,7 +71,7 @@ cdef inline Py_ssize_t sweep_lines(const Place *out, Py_ssize_t i, Py_ssize_t le
         if has_notes(notes, typed, what):
             stream_by_note(out, i, own, note.read, what)
         elif how & TURNS:
-            stream_some(out, first + line_in_turn(k, turned), own, True, typed, what)
+            stream_some(out, first + line_of_row_in_turn(k, end), own, True, typed, what)
         else:
             stream_some(out, i, own, how & GOES_PAST, typed, what)
         k += LANES
