@@ -8,7 +8,7 @@ cdef enum:
     MOST_FORWARD = 20 << 10     # bytes of coefficients, up to which a row gets its results as a whole
     MOST_BACKWARD = 24 << 10
     FEW_COEFFICIENTS = 16 << 10     # those of a part of it, which a first-level cache keeps next to the values
-    FEW_COLUMNS = 256           # up to which results are computed in two places at once
+    ROWS_HELD_BACK = 32 << 20   # held back from so many bytes on, as HELD_BACK for planes
 
 
 cdef struct Table:
@@ -73,12 +73,13 @@ cdef Py_ssize_t width_of_results(const Table *table) noexcept nogil:
 
 cdef inline bint gains_by_two_places(const Table *table) noexcept nogil:
     """Whether results are computed in two places at once: memory is read faster then, and coefficients are loaded once.
+    They are to be in phase, in all rows, see in_phase().
 
-    (Zen 4: .8 to .95 of the time; of more columns, in other types, or where caches hold the arrays, 1.0 to 1.2.)
+    (Zen 4: .75 to .95 of the time; 80 columns 1.25; in other types, or where caches hold the arrays, 1.0 to 1.2.)
     """
     cdef const Call *call = table.call
     return (table.flat and table.stream and table.columns.holds and table.loops.itemsize == sizeof(float)
-            and table.width <= FEW_COLUMNS and not stand_close_behind(call))
+            and table.width*<Py_ssize_t>sizeof(float) % COLUMN_PHASE == 0 and not stand_close_behind(call))
 
 
 cdef void find_places(Table *table) noexcept nogil:
@@ -102,7 +103,7 @@ cdef void find_places(Table *table) noexcept nogil:
     if table.in_place:
         table.tile_width = ROW_TILE if call.threads == 1 else SHARED_TILE
     table.tiles = (table.width + table.tile_width - 1)//table.tile_width
-    table.columns.holds = holds_back(call, itemsize, HELD_BACK)
+    table.columns.holds = holds_back(call, itemsize, ROWS_HELD_BACK)
     table.in_two_places = gains_by_two_places(table)
 
 

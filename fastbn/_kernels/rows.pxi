@@ -5,8 +5,8 @@
 # sums are put away in compensated sums; the blocks of a column are merged in order, then the columns of a channel.
 # Threads share the (block, tile of columns) pairs, so that narrow and wide arrays alike keep them busy.
 #
-# The results come from the last rows to the first: what the sums have read last is still in the cache. Past the cache
-# short rows get theirs in two places at once.
+# The results come from the last rows to the first: what the sums have read last is still in the cache. Large arrays get
+# theirs in two places at once, where coefficients are in phase with all rows.
 
 cdef enum:
     RESULT_VALUES = 16384       # of an item, that is rows whose results one thread computes
