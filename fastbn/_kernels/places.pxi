@@ -124,14 +124,14 @@ cdef inline bint is_close_behind(const View *out, const View *read) noexcept nog
     return read != NULL and 0 < bytes_from(read.data, out.data) < CLOSE_TO_TWO
 
 
-cdef inline bint stands_close_behind(const Call *call, const View *out) noexcept nogil:
-    """Whether a result, if there is one, stands so closely behind something that is read."""
+cdef inline bint is_close_behind_any(const Call *call, const View *out) noexcept nogil:
+    """Whether a result, if there is one, stands so closely behind any array that is read."""
     return out != NULL and (is_close_behind(out, call.x) or is_close_behind(out, call.dy)
                             or is_close_behind(out, call.y))
 
 
-cdef inline bint stand_close_behind(const Call *call) noexcept nogil:
-    """Whether results do, as far as the offsets in their pages tell: two places at once would wait for each other then,
-    see bytes_behind(). (Zen 4, in a busy hour: inference took up to 5 times as long, of rows up to 4 times.)
+cdef inline bint results_are_close_behind(const Call *call) noexcept nogil:
+    """Whether any result does, as far as the offsets in their pages tell: two places at once would wait for each other
+    then, see bytes_behind(). (Zen 4, in a busy hour: inference took up to 5 times as long, of rows up to 4 times.)
     """
-    return stands_close_behind(call, call.out) or stands_close_behind(call, call.dresidual)
+    return is_close_behind_any(call, call.out) or is_close_behind_any(call, call.dresidual)

@@ -156,7 +156,7 @@ cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
     return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_PLACES
-            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not stand_close_behind(call)
+            and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not results_are_close_behind(call)
             and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
 
 

@@ -79,7 +79,7 @@ cdef inline bint gains_by_two_places(const Table *table) noexcept nogil:
     """
     cdef const Call *call = table.call
     return (table.flat and table.stream and table.columns.holds and table.loops.itemsize == sizeof(float)
-            and table.width*<Py_ssize_t>sizeof(float) % COLUMN_PHASE == 0 and not stand_close_behind(call))
+            and table.width*<Py_ssize_t>sizeof(float) % COLUMN_PHASE == 0 and not results_are_close_behind(call))
 
 
 cdef void find_places(Table *table) noexcept nogil:
