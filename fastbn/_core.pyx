@@ -10,7 +10,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, uintptr_t
 from libc.string cimport memcpy, memset
 
 from fastbn import _dispatch, _explain
@@ -798,11 +798,11 @@ cdef inline double number(cnp.ndarray v, Py_ssize_t c) noexcept:
     return (<float *>cnp.PyArray_DATA(v))[c]
 
 
-cdef void put_number(cnp.ndarray v, Py_ssize_t c, double number) noexcept:
+cdef void put_number(cnp.ndarray v, Py_ssize_t c, double value) noexcept:
     if cnp.PyArray_TYPE(v) == cnp.NPY_FLOAT64:
-        (<double *>cnp.PyArray_DATA(v))[c] = number
+        (<double *>cnp.PyArray_DATA(v))[c] = value
     else:
-        (<float *>cnp.PyArray_DATA(v))[c] = <float>number
+        (<float *>cnp.PyArray_DATA(v))[c] = <float>value
 
 
 cdef inline double mixed(cnp.ndarray running, Py_ssize_t c, double new, double weight) noexcept:
@@ -883,7 +883,9 @@ def move_running(tuple to not None, object stats, object weight, object batches,
 # ---- what layers ask for in every call
 
 def fits(x, Py_ssize_t axis, Py_ssize_t channels, object ranks, bint several):
-    """Whether x is an array with so many channels, of one of the ranks (None: any), with more than one value each."""
+    """Whether x is an array with so many channels, of one of the ranks (None: any); `several`: with more than one value
+    each.
+    """
     if not cnp.PyArray_CheckExact(x):
         return False
     cdef cnp.ndarray a = x
@@ -949,7 +951,7 @@ def floor(cnp.ndarray x not None, cnp.ndarray w, cnp.ndarray y not None, bint st
     values is left out.
     """
     cdef Py_ssize_t size = cnp.PyArray_SIZE(x)
-    cdef int dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
+    cdef Dtype dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
     cdef int threads = get_threads() if size >= PARALLEL_FROM else 1
     cdef const char *added = NULL if w is None else cnp.PyArray_BYTES(w)
     cdef cnp.ndarray a

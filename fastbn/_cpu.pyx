@@ -10,7 +10,7 @@ cdef extern from "platform.h":
 
 
 def has_x86_64_v3() -> bool:
-    """Whether the CPU has AVX2, FMA, BMI and the operating system saves the wide registers."""
+    """Whether CPU and operating system can run the x86-64-v3 build, and the compiler could make it."""
     return cpu_has_x86_64_v3() != 0
 
 

@@ -320,7 +320,7 @@ def wrong_target(name: str, given: np.ndarray, channels: int | None) -> NoReturn
 
 def has_changed() -> NoReturn:
     """Say that an array is not what was checked any more."""
-    raise RuntimeError("fastbn: an array has changed its shape or dtype while others were converted")
+    raise RuntimeError("fastbn: an array has changed its shape or dtype since it was checked")
 
 
 def read_only(name: str) -> NoReturn:

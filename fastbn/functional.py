@@ -428,6 +428,6 @@ def stats_of_batches(
     channels = {part.mean.size for part in parts}
     if len(channels) > 1:
         raise ValueError(f"batches: expected the same number of channels in each, got {sorted(channels)}")
-    for part in parts:
-        _explain.check_variance("batches", part.var)
+    for k, part in enumerate(parts):
+        _explain.check_variance(f"batches[{k}]", part.var)
     return parts

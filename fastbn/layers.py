@@ -438,7 +438,13 @@ class BatchNorm:
             _core.check_writeable(attribute[1:], getattr(self, attribute))
 
     def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
+        """Set the running mean to 0, the running variance to 1 and the number of batches to 0.
+
+        Raises
+        ------
+        ValueError
+            One of the arrays is read-only. Nothing has changed then.
+        """
         if self._running_mean is not None:
             self._check_writeable("_running_mean", "_running_var", "_num_batches_tracked")
             self.running_mean, self.running_var, self.num_batches_tracked = 0, 1, 0
@@ -457,8 +463,8 @@ class BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            As in `population_stats`; ValueError also where there are no running statistics, too few values, or another
-            number of channels. Nothing has changed then.
+            As in `population_stats`; ValueError also where there are no running statistics or they cannot be written,
+            too few values, or another number of channels. Nothing has changed then.
 
         Warns
         -----
@@ -530,7 +536,8 @@ class BatchNorm:
         KeyError
             A key is missing or unknown.
         TypeError, ValueError
-            A value has another type or shape, does not fit into the layer's dtype, or is a negative variance.
+            d is no mapping; a value has another type or shape, does not fit into the layer's dtype, or is a negative
+            variance; an array of the layer is read-only. Nothing has changed then.
         """
         if not isinstance(d, Mapping):
             raise TypeError(f"d: expected a mapping, got {type(d).__name__}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastbn import _core, _cpu, _explain
 
-as_any_array, as_dtype = _explain.as_any_array, _explain.as_dtype
+as_any_array, as_dtype, as_eps = _explain.as_any_array, _explain.as_dtype, _explain.as_eps
 as_integer, as_number, as_flag = _explain.as_integer, _explain.as_number, _explain.as_flag
 check_like, check_overlap, option = _explain.check_like, _explain.check_overlap, _explain.option
 DefaultMode = _cpu.DefaultMode

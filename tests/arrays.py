@@ -3,6 +3,7 @@
 SHAPES, LARGE        ranks 2 to 5; LARGE ones need several blocks of sums per channel
 LAYOUTS, broadcasts  ways to lie in memory; LAYOUTS keep the values
 ORDERS, STRIDES      ways to lie in memory that go with each other: `placed`
+constant             what decides which way a call goes
 pairwise             choices of options in which each pair of values stands together
 HARD, mixture        channels on which batch normalisation tends to lose digits (promise P1)
 EXACT, walsh         channels whose statistics and gradients are known without rounding
@@ -12,6 +13,8 @@ assert_...           the limits of promise P1, and where they come from
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -32,9 +35,9 @@ SHAPES = [
     ],
     *[(2, 3, 2, 3, 5), (1, 2, 1, 1, 7), (3, 1, 4, 1, 5)],
 ]
-# Longer than a block of sums (32*512 values in planes; 16384/C rows, at least 128). (13, 1, 257, 331) has the largest
-# number of blocks; the results of (5, 3, 263, 269) and of the last are written past the cache, and of the last those of
-# a channel begin with its last rows.
+# Longer than a fold, and all but (90, 37, 7, 7) than a block of sums (32*512 values in planes; 16384/C rows, at least
+# 256). (13, 1, 257, 331) has the largest number of blocks. The results of the last three are written past the cache,
+# and those of a channel begin with its last rows.
 LARGE = [
     (3, 2, 131, 101),
     (40001, 3),
@@ -216,7 +219,16 @@ def name_of_choice(row):
 
 def differing(a, b):
     """Names of the results whose bytes differ."""
+    assert a.keys() == b.keys()
     return [name for name in a if a[name].tobytes() != b[name].tobytes()]
+
+
+def constant(name):
+    """A number in _core.pyx or in a kernel file that decides which way a call goes, as it stands there."""
+    package = Path(__file__).parents[1] / "fastbn"
+    kernels = ("table.pxd", "places.pxi", "plane_plan.pxi", "row_table.pxi")
+    source = "".join(file.read_text() for file in (package / "_core.pyx", *(package / "_kernels" / k for k in kernels)))
+    return eval(re.search(rf"^(?:cdef Py_ssize_t|   ) {name} = ([\d< ]+)", source, re.MULTILINE).group(1))
 
 
 # ---- channels side by side

@@ -575,7 +575,7 @@ def test_shapes_that_a_second_bottom_may_have():
             assert run.inside == shape
             assert shape == () or run.start == axis % 4
         else:
-            with pytest.raises(ValueError, match=r"shape|num_axes"):
+            with pytest.raises(ValueError, match=r"^expected .*shape"):
                 layer[axis].run((100, 3, 40, 60), shape)
 
 
@@ -592,7 +592,12 @@ def test_shapes_of_learned_blobs(axis, num_axes, inside):
 
 @pytest.mark.parametrize(
     ("axis", "num_axes", "message"),
-    [(4, 1, "axis: expected -4 to 3"), (-5, 1, "axis: expected"), (3, 2, "num_axes: "), (0, 5, "num_axes: ")],
+    [
+        (4, 1, "axis: expected -4 to 3"),
+        (-5, 1, "axis: expected"),
+        (3, 2, "num_axes: expected at most 1, .*got 2"),
+        (0, 5, "num_axes: expected at most 4, .*got 5"),
+    ],
 )
 @pytest.mark.parametrize("kind", [caffe.Scale, caffe.Bias])
 def test_axes_that_are_not_there(kind, axis, num_axes, message):
@@ -958,6 +963,24 @@ def test_blobs_are_of_real_numbers():
     ]:
         with pytest.raises(TypeError, match=why):
             caffe.Blob(data, dtype)
+
+
+@pytest.mark.parametrize("part", ["data", "diff"])
+def test_what_a_blob_does_not_take_changes_nothing(part):
+    blob = caffe.Blob([1.0, 2.0])
+    before = getattr(blob, part).tolist()
+    for values, error, why in [
+        ([1, 2, 3], ValueError, r"expected shape \(2,\), got \(3,\)"),
+        ("abc", TypeError, "expected real numbers, got dtype <U3"),
+        ([1j, 2], TypeError, "expected real numbers, got dtype complex128"),
+        (None, TypeError, "expected an array, got None"),
+    ]:
+        with pytest.raises(error, match=f"^{part}: {why}"):
+            setattr(blob, part, values)
+    getattr(blob, part).flags.writeable = False
+    with pytest.raises(ValueError, match=f"^{part}: expected a writeable array"):
+        setattr(blob, part, 3)
+    assert getattr(blob, part).tolist() == before
 
 
 def test_masks_are_not_dropped():

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+from operator import attrgetter
 
 import pytest
 
@@ -28,10 +29,7 @@ CAFFE_CALLS = [
 
 
 def public(name):
-    thing = fastbn
-    for part in name.split("."):
-        thing = getattr(thing, part)
-    return thing
+    return attrgetter(name)(fastbn)
 
 
 @pytest.fixture(autouse=True)

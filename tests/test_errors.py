@@ -1328,7 +1328,7 @@ def test_an_argument_that_resizes_statistics(call):
 def test_an_argument_that_changes_x(call, how):
     """x (dy, y) as it was checked is what is read; an x that changed since is refused, and not read past its end."""
     x = np.ones((300000, 2), np.float32)
-    with pytest.raises(RuntimeError, match=r"^fastbn: an array has changed its shape or dtype while others were conv"):
+    with pytest.raises(RuntimeError, match=r"^fastbn: an array has changed its shape or dtype since it was"):
         CHANGED[call](x, Changing(x, how))
 
 

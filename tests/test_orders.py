@@ -102,7 +102,7 @@ def test_right_and_the_same_bits(row):
         assert e.moved(found[name]).strides == np.empty_like(e.moved(e.x)).strides
 
     # the same bits
-    assert differing({"y": found["inference"]}, found) == []  # split
+    assert found["inference"].tobytes() == found["y"].tobytes()  # split
     assert differing(e.results(axis=1), found) == []
     assert differing(e.results(x=e.x.copy(order="K")), found) == []
     assert differing(e.results(dy=placed(e.dy, row["order"], row["strides"])), found) == []
@@ -132,10 +132,12 @@ def test_written_over_an_argument(row):
     }.items():
         x = placed(e.x, row["order"], row["strides"], row["offset"])
         dy = placed(e.dy, e.others, offset=row["offset"])
-        around = np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else [])
+        before = memory_of(x).copy()
         result = np.moveaxis(call(e.moved(x), e.moved(dy), axis=e.axis, eps=EPS), e.axis, 1)
         assert result.tobytes() == found[name].tobytes(), name
-        assert np.array_equal(around, np.isnan(memory_of(x).view(e.x.dtype) if row["offset"] == 0 else []))
+        if name != "dx":
+            x[...] = e.x
+        assert memory_of(x).tobytes() == before.tobytes(), name  # nothing else was written
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2, -3, -4, np.int8(-1), np.int8(-4), np.array(2)], ids=repr)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import typing
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -221,10 +222,7 @@ def signature(thing):
 
 
 def public(name):
-    thing = fastbn
-    for part in name.split("."):
-        thing = getattr(thing, part)
-    return thing
+    return attrgetter(name)(fastbn)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *OTHERS])
@@ -293,3 +291,10 @@ def test_the_map_of_the_kernels_names_every_file():
     named = set(re.findall(r"^(\w+\.\w+) ", (KERNELS / "__init__.py").read_text(), re.MULTILINE))
     files = {p.name for p in KERNELS.iterdir() if p.suffix in (".pxi", ".pxd", ".h", ".pyx")}
     assert named == files - {"x86_64_v3.pyx"}
+
+
+@pytest.mark.parametrize("package", ["bench", "caffe"])
+def test_maps_of_packages_name_every_module(package):
+    folder = PACKAGE / package
+    named = re.findall(r"\b\w+\.py\b", ast.get_docstring(ast.parse((folder / "__init__.py").read_text())))
+    assert sorted(named) == sorted(p.name for p in folder.glob("*.py") if p.name != "__init__.py")

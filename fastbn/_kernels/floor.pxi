@@ -9,7 +9,7 @@ cdef struct Floor:
     const char *x
     const char *w               # NULL: a copy
     char *y
-    int dtype
+    Dtype dtype
     bint stream
 
 
@@ -63,7 +63,7 @@ cdef void floor_lines(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nog
         floor_part(f, begin*LANES, (end - begin)*LANES, <float>0)
 
 
-cdef void run_floor(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
+cdef void run_floor(const char *x, const char *w, char *y, Py_ssize_t lines, Dtype dtype, bint stream,
                     int threads) noexcept nogil:
     cdef Floor f
     f.x, f.w, f.y, f.dtype, f.stream = x, w, y, dtype, stream

@@ -4,7 +4,6 @@ cdef enum:
     ARRAYS = 5
     PAGE = 4096             # bytes, after which the sets of a first-level cache begin again, and offsets in pages
     CLOSE_TO_TWO = 512      # bytes behind what is read, up to which no results are computed in two places at once
-    HELD_BACK = 40 << 20    # held back from so many bytes on, read and of one result: few last-level caches hold them
 
 
 cdef struct Place:

@@ -13,11 +13,12 @@ cdef enum:
     IN_ONE_GO = 800         # values of short rows of a channel that are summed before its neighbour's, ...
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
-    TWO_PLACES = 300        # values of a row, from which on results without sums are computed in two places at once
+    TWO_SAMPLES = 300       # values of a row, from which on two samples get results at once where there are no sums
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
     LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
-    SHORT_HELD_BACK = 96 << 20      # bytes, see held_back_from()
+    HELD_BACK = 40 << 20    # held back from so many bytes on, read and of one result: few last-level caches hold them
+    SHORT_HELD_BACK = 96 << 20      # the same in forwards on short rows, see held_back_from()
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
     LONG_LAST_FIRST = 1 << 20   # the same of rows of more than a fold whose results go by way of the cache
 
@@ -155,7 +156,7 @@ cdef inline bint takes_two_samples(const Plan *plan) noexcept nogil:
     """
     cdef const Call *call = plan.call
     cdef Py_ssize_t itemsize = plan.loops.itemsize
-    return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_PLACES
+    return (not call.measure and call.stores == PAST_CACHE and plan.by_lines and plan.even and plan.plane >= TWO_SAMPLES
             and itemsize >= <Py_ssize_t>sizeof(float) and plan.rows > 1 and not results_are_close_behind(call)
             and plan.rows//2*plan.sample.out % (LANES*itemsize) == 0)
 

@@ -8,8 +8,8 @@
 # right after its sums. Else channels that are one fold are summed whole, many of them in one call, unless others get
 # results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Planes of a
 # few values are gathered, those of some channels together. Where there are no sums to take, two samples get their
-# results at once. Only where channels are fewer than half the threads do threads share a channel. None of this changes
-# the order of a channel's additions.
+# results at once. Only where channels are at most half as many as threads do threads share a channel. None of this
+# changes the order of a channel's additions.
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:

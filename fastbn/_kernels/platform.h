@@ -134,8 +134,8 @@ static inline uint16_t zeros_of_line(const float *line) {
 /* Stores and loads whose only use is to fill a processor's queues, so that it does not run so far ahead that its reads,
    what it has asked for and lines that go past the cache keep each other waiting: without them, x86-64-v3 on planes of
    56x56 takes 1.25 times as long for a training forward and 1.3 for a backward (Zen 4). Loads hold back more than stores,
-   both together most; more of them take time of their own, first of all where caches hold the arrays. `longer` where two
-   arrays are read. With narrower vectors a line takes so many instructions that they only cost time. */
+   both together most; more of them take time of their own, first of all where caches hold the arrays. `longer` in a
+   backward. With narrower vectors a line takes so many instructions that they only cost time. */
 #ifdef __AVX__
 static inline void hold_back(int longer) {
     volatile intptr_t line[4];

@@ -45,11 +45,11 @@ cdef void clear_strip(Strip *strip) noexcept nogil:
 
 cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t places, Py_ssize_t count,
                         Py_ssize_t width) noexcept nogil:
-    """Add `count` rows from each of STREAMS rows on, or from one, to the sums of the first `width` columns."""
-    cdef double x_tile[STREAMS][GATHERED_TILE]
-    cdef double dy_tile[STREAMS][GATHERED_TILE]
-    cdef double y_tile[STREAMS][GATHERED_TILE]
-    cdef Place at[STREAMS]
+    """Add `count` rows from each of SUMMED_PLACES rows on, or from one, to the sums of the first `width` columns."""
+    cdef double x_tile[SUMMED_PLACES][GATHERED_TILE]
+    cdef double dy_tile[SUMMED_PLACES][GATHERED_TILE]
+    cdef double y_tile[SUMMED_PLACES][GATHERED_TILE]
+    cdef Place at[SUMMED_PLACES]
     cdef const Table *table = strip.table
     cdef RowCenters about
     cdef Py_ssize_t k, ahead = AHEAD if table.flat else 0
@@ -64,27 +64,27 @@ cdef void sum_some_rows(Strip *strip, const Py_ssize_t *rows, Py_ssize_t places,
 
 
 cdef void sum_block_of_rows(Strip *strip, Py_ssize_t begin, Py_ssize_t end, const ColumnSums *sums) noexcept nogil:
-    """Add rows begin..end to `sums`: STREAMS parts of them side by side, a row of each in turn, then the rest.
+    """Add rows begin..end to `sums`: SUMMED_PLACES parts of them side by side, a row of each in turn, then the rest.
 
     (Memory is read faster in several places at once.)
     """
     cdef const Table *table = strip.table
-    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//STREAMS
-    cdef Py_ssize_t rows[STREAMS]
+    cdef Py_ssize_t whole = min(end, table.call.values//table.side_by_side), part = (whole - begin)//SUMMED_PLACES
+    cdef Py_ssize_t rows[SUMMED_PLACES]
     cdef Py_ssize_t i = 0, k, width, some
     cdef bint first = True
     clear_strip(strip)
     while i < part:
-        some = min(part - i, ROW_CHUNK//STREAMS) if table.even else 1
-        for k in range(STREAMS):
+        some = min(part - i, ROW_CHUNK//SUMMED_PLACES) if table.even else 1
+        for k in range(SUMMED_PLACES):
             rows[k] = begin + k*part + i
-        sum_some_rows(strip, rows, STREAMS, some, strip.width)
+        sum_some_rows(strip, rows, SUMMED_PLACES, some, strip.width)
         i += some
-        if i*STREAMS % ROW_CHUNK == 0:
+        if i*SUMMED_PLACES % ROW_CHUNK == 0:
             add_to_columns(sums, strip.column, first_column(strip.s), first_column(strip.t), strip.width, first)
             first = False
             clear_strip(strip)
-    for k in range(begin + part*STREAMS, end):
+    for k in range(begin + part*SUMMED_PLACES, end):
         width = strip.width
         if k == whole:          # the last row, which is shorter
             width = min(width, table.call.values*table.call.channels - k*table.width - strip.column)

@@ -4,7 +4,7 @@
 # row by row, whatever stands beside it: how many columns or rows are taken at once does not change a bit.
 
 cdef enum:
-    STREAMS = 4                 # places in an array that are read in turn, ...
+    SUMMED_PLACES = 4           # places in an array that are read in turn, ...
     WIDE = 1024                 # ... all in one loop where there are more columns, whose sums no near cache holds
 
 
@@ -50,8 +50,8 @@ cdef inline void add_rows_together(const Place *at, Py_ssize_t rows, Py_ssize_t 
 cdef inline void add_rows_in_turn(const Place *first, Py_ssize_t places, const Steps *step, Py_ssize_t count,
                                   Py_ssize_t width, Py_ssize_t ahead, const RowCenters *about, double *s_of,
                                   double *t_of, const stored *typed, const summed *of) noexcept nogil:
-    """Add `count` rows from each of some places on: STREAMS or one."""
-    cdef Place at[STREAMS]
+    """Add `count` rows from each of some places on: SUMMED_PLACES or one."""
+    cdef Place at[SUMMED_PLACES]
     cdef Columns f = about.f[0]     # nothing that is written changes it
     cdef Py_ssize_t k, row
     for k in range(places):
@@ -60,8 +60,8 @@ cdef inline void add_rows_in_turn(const Place *first, Py_ssize_t places, const S
         if places == 1 or width > WIDE or is_half(typed):
             add_rows_together(&at[0], places, width, ahead, about, &f, s_of, t_of, typed, of)
         else:
-            add_rows_together(&at[0], STREAMS//2, width, ahead, about, &f, s_of, t_of, typed, of)
-            add_rows_together(&at[STREAMS//2], STREAMS//2, width, ahead, about, &f, s_of, t_of, typed, of)
+            add_rows_together(&at[0], SUMMED_PLACES//2, width, ahead, about, &f, s_of, t_of, typed, of)
+            add_rows_together(&at[SUMMED_PLACES//2], SUMMED_PLACES//2, width, ahead, about, &f, s_of, t_of, typed, of)
         for k in range(places):
             at[k] = moved(&at[k], step)
 
@@ -69,14 +69,14 @@ cdef inline void add_rows_in_turn(const Place *first, Py_ssize_t places, const S
 cdef void sums_of_rows(const Place *first, Py_ssize_t places, const Steps *step, Py_ssize_t count, Py_ssize_t width,
                        Py_ssize_t ahead, const RowCenters *about, double *s_of, double *t_of, const stored *typed,
                        const summed *of) noexcept nogil:
-    """Add `count` rows from each of STREAMS places on, one of each in turn, or of one place, to the sums of their
+    """Add `count` rows from each of SUMMED_PLACES places on, one of each in turn, or of one place, to the sums of their
     `width` columns. What stands `ahead` values behind each is asked for. (LANES sums before the first column may be
     read too.)
     """
     if is_half(typed):          # a loop over rows: without one, sums of half types take 1.15 to 1.3 times as long
         add_rows_in_turn(first, places, step, count, width, ahead, about, s_of, t_of, typed, of)
-    elif places == STREAMS:     # how many is known when this is compiled, and no such loop is left
-        add_rows_in_turn(first, STREAMS, step, count, width, ahead, about, s_of, t_of, typed, of)
+    elif places == SUMMED_PLACES:   # how many is known when this is compiled, and no such loop is left
+        add_rows_in_turn(first, SUMMED_PLACES, step, count, width, ahead, about, s_of, t_of, typed, of)
     else:
         add_rows_in_turn(first, 1, step, count, width, ahead, about, s_of, t_of, typed, of)
 

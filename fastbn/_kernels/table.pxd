@@ -116,7 +116,7 @@ cdef struct Call:
     # measure: sums are taken first, in forward for mean and var, in backward for sum_g and sum_g_xmu.
     bint backward, constant, measure
     Stores stores
-    int dtype
+    Dtype dtype
     Storage storage
     Py_ssize_t channels
     Py_ssize_t values       # per channel, n*s
@@ -147,7 +147,7 @@ cdef struct Call:
 
 cdef struct Kernels:
     void (*run)(Call *, Order) noexcept nogil
-    void (*floor)(const char *x, const char *w, char *y, Py_ssize_t lines, int dtype, bint stream,
+    void (*floor)(const char *x, const char *w, char *y, Py_ssize_t lines, Dtype dtype, bint stream,
                   int threads) noexcept nogil
     bint (*any_sign)(const Vector *v, Py_ssize_t n) noexcept nogil
 

@@ -19,7 +19,7 @@ Call = Callable[[], Any]  # returns y or dx, alone or first of several
 OTHERS = 1e-4
 # In one row that is off by n*2**-24 at most, 1.5e-3 for n = 25,088 (1.4e-4 was found, behind an activation).
 IN_ONE_ROW = 2e-3
-NEAR = 1e-3  # to a kink: such sums may have seen the value on its other side
+OTHERS_NEAR = 1e-3  # to a kink: such sums may have seen the value on its other side
 
 
 def activate(z: Array, name: str | None) -> Array:
@@ -264,7 +264,7 @@ class Contender:
         got = as_array(result[0] if isinstance(result, tuple | list) else result, p.case)
         if not self.copies:
             name = "dx" if p.case.what == "backward" else "y"
-            p.check({name: got}, self.tolerance + self.roundings * LAST_ROUNDING.get(p.case.dtype, 0), NEAR)
+            p.check({name: got}, self.tolerance + self.roundings * LAST_ROUNDING.get(p.case.dtype, 0), OTHERS_NEAR)
         elif not np.array_equal(got, p.buffers[0].x):
             raise WrongResultError(f"{p.case}: not a copy")
 

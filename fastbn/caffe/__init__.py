@@ -10,6 +10,7 @@
     graph.py    rules, who reads what          blobs.py       blobs and fillers
     files.py    text, binary, what is broken   schema.py      Caffe's format as protobuf messages
     report.py   the command `fastbn caffe`     dialects.py    how forks store the same
+    checks.py   arguments that layers share
 
 The layers need NumPy alone; reading files needs protobuf, the extra `caffe`.
 """

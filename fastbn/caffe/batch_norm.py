@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, DTypeLike
 import fastbn
 from fastbn.caffe.affine import floats
 from fastbn.caffe.blobs import Blob, check_apart, check_writeable
-from fastbn.caffe.checks import before_forward, checked_channels, checked_eps, checked_phase, checked_use
-from fastbn.optional import DefaultMode, as_dtype, as_number, option
+from fastbn.caffe.checks import before_forward, checked_channels, checked_phase, checked_use
+from fastbn.optional import DefaultMode, as_dtype, as_eps, as_number, option
 
 
 class _Saved(NamedTuple):
@@ -97,7 +97,7 @@ class BatchNorm:
         self.blobs = [] if channels is None else self.new_blobs(checked_channels(channels))
         self._saved: _Saved | None = None
 
-    eps: float = option("_eps", checked_eps, "Added to the variance, >= 0.")
+    eps: float = option("_eps", as_eps, "Added to the variance, >= 0.")
     moving_average_fraction: float = option(
         "_moving_average_fraction",
         partial(as_number, "moving_average_fraction"),

@@ -12,12 +12,15 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastbn.optional import as_any_array, as_dtype, as_integer, as_number, check_overlap
 
+VARIANCE_NORMS = ("FAN_IN", "FAN_OUT", "AVERAGE")
+
 
 class Blob:
     """An array and its gradient, as in Caffe: `data` and `diff`, of the same shape and dtype.
 
-    Both stay the same memory for life; assignment copies into them. NumPy's functions take a blob for its data, and
-    indices read and write that.
+    Both stay the same memory for life; assignment copies into them (TypeError for what are no real numbers, ValueError
+    for a shape that does not broadcast to theirs, or where they are read-only). NumPy's functions take a blob for its
+    data, and indices read and write that.
 
     Parameters
     ----------
@@ -41,9 +44,7 @@ class Blob:
     """
 
     def __init__(self, data: ArrayLike, dtype: DTypeLike | None = None) -> None:
-        given = as_any_array("data", data)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"data: expected real numbers, got dtype {given.dtype}")
+        given = _real_numbers("data", data)
         if dtype is None:
             dtype = np.float32 if given.dtype == np.float32 else np.float64
         self._data = np.array(given, as_dtype(dtype), order="C")
@@ -56,7 +57,7 @@ class Blob:
 
     @data.setter
     def data(self, values: ArrayLike) -> None:
-        self._data[...] = as_any_array("data", values)
+        _put("data", self._data, values)
 
     @property
     def diff(self) -> np.ndarray:
@@ -65,7 +66,7 @@ class Blob:
 
     @diff.setter
     def diff(self, values: ArrayLike) -> None:
-        self._diff[...] = as_any_array("diff", values)
+        _put("diff", self._diff, values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +91,23 @@ class Blob:
 
     def __repr__(self) -> str:
         return f"Blob({self._data!r})"
+
+
+def _real_numbers(name: str, given: ArrayLike) -> np.ndarray:
+    array = as_any_array(name, given)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    return array
+
+
+def _put(name: str, array: np.ndarray, values: ArrayLike) -> None:
+    given = _real_numbers(name, values)
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    try:
+        array[...] = given
+    except ValueError:
+        raise ValueError(f"{name}: expected shape {array.shape}, got {given.shape}") from None
 
 
 def check_writeable(blobs: Iterable[Blob], part: str) -> None:
@@ -170,8 +188,10 @@ class Filler:
         as_integer("filler.sparse", self.sparse)
         if self.min > self.max or self.std < 0:
             raise ValueError(f"filler: expected min <= max and std >= 0, got {self}")
-        if self.variance_norm not in ("FAN_IN", "FAN_OUT", "AVERAGE"):
-            raise ValueError(f"filler.variance_norm: expected FAN_IN, FAN_OUT or AVERAGE, got {self.variance_norm!r}")
+        if self.variance_norm not in VARIANCE_NORMS:
+            raise ValueError(
+                f"filler.variance_norm: expected one of {', '.join(VARIANCE_NORMS)}, got {self.variance_norm!r}"
+            )
 
     def fill(self, shape: tuple[int, ...], dtype: DTypeLike, rng: np.random.Generator) -> Blob:
         """A new blob with values from this filler."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import numpy as np
-
-from fastbn.optional import as_number
 
 PHASES = ("TRAIN", "TEST")
 
@@ -16,15 +12,6 @@ def checked_phase(phase: str) -> str:
     if not isinstance(phase, str) or phase not in PHASES:
         raise ValueError(f'phase: expected "TRAIN" or "TEST", got {phase!r}')
     return phase
-
-
-def checked_eps(eps: float) -> float:
-    """The argument eps."""
-    with suppress(ValueError):  # not finite
-        number = as_number("eps", eps)
-        if number >= 0:
-            return number
-    raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
 def checked_use(use_global_stats: bool | None) -> bool | None:

@@ -11,13 +11,12 @@ from fastbn.caffe.affine import Run
 from fastbn.caffe.batch_norm import BatchNorm
 from fastbn.caffe.blocks import Block
 from fastbn.caffe.checks import checked_phase
+from fastbn.caffe.dialects import BN
 from fastbn.caffe.files import Source, decimal, write
 from fastbn.caffe.graph import Node, nodes
 from fastbn.caffe.scale import Scale
 from fastbn.caffe.shelf import Channels, Options, Shelf, in_layer, phase_of
 from fastbn.optional import as_dtype
-
-BN_STYLES = ("variance", "invstd")
 
 
 def load(
@@ -78,7 +77,7 @@ def load(
     (3,)
     """
     checked_phase(phase)
-    if bn is not None and bn not in BN_STYLES:
+    if bn is not None and bn not in BN:
         raise ValueError(f'bn: expected "variance", "invstd" or None, got {bn!r}')
     wanted = None if dtype is None else as_dtype(dtype)
     source = Source(prototxt)

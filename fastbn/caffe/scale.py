@@ -56,7 +56,10 @@ class _Broadcast(ABC):
         num_axes = self.num_axes if bottom is None else len(bottom)
         stop = ndim if num_axes == -1 else start + num_axes
         if stop > ndim:
-            raise ValueError(f"num_axes: axis {start} + {num_axes} axes is beyond the end of x with shape {shape}")
+            place = f"from axis {start} of x with shape {shape} on"
+            if bottom is not None:
+                raise ValueError(f"expected at most {ndim - start} axes, {place}, got shape {bottom}")
+            raise ValueError(f"num_axes: expected at most {ndim - start}, {place}, got {num_axes}")
         if bottom is not None and bottom != shape[start:stop]:
             raise ValueError(f"expected the shape {shape[start:stop]}, axes {start} to {stop - 1} of x, got {bottom}")
         return Run(shape, start, stop)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbn.caffe import dialects
 from fastbn.caffe.batch_norm import BatchNorm, RunningAverage
-from fastbn.caffe.blobs import Blob, Filler
+from fastbn.caffe.blobs import VARIANCE_NORMS, Blob, Filler
 from fastbn.caffe.checks import PHASES, checked_channels
 from fastbn.caffe.files import blob_array, decimal, is_legacy, put_blob, text
 from fastbn.caffe.graph import Node, by_name
@@ -239,7 +239,7 @@ def filler(param: Any, name: str, absent: float) -> Filler:
         return Filler(value=absent)
     given = getattr(param, name)
     numbers = {key: decimal(getattr(given, key)) for key in ("value", "min", "max", "mean", "std")}
-    norm = ("FAN_IN", "FAN_OUT", "AVERAGE")[given.variance_norm]
+    norm = VARIANCE_NORMS[given.variance_norm]
     return Filler(text(given.type), **numbers, sparse=given.sparse, variance_norm=norm)
 
 
