@@ -34,7 +34,7 @@ DIRECTIVES = {
 # (-fno-math-errno is none: a square root need not set errno, and may then stand in a vector.)
 FLAGS = {"unix": ["-O3", "-ffp-contract=off", "-fno-math-errno"], "msvc": ["/O2", "/fp:precise"]}
 if not DEBUG:
-    FLAGS["unix"].append("-g0")  # Python's own flags have -g: modules of 24 MB instead of 2.4
+    FLAGS["unix"].append("-g0")  # Python's own flags have -g: modules would be several times as large
 
 # GCC peels loops of constant length away before its vectoriser sees them, makes calls of memcpy out of those that copy
 # a line of results (a fifth to three quarters more instructions, counted by bench/instructions.py), adds to pointers

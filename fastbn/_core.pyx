@@ -46,38 +46,76 @@ cdef Kernels *KERNELS = <Kernels *>PyCapsule_GetPointer(_dispatch.kernels.table,
 
 # ---- memory of large results
 #
+# They begin where a cache line does, so that rows of whole lines are written as such, and half a page from where the
+# system's memory begins, and most large arrays with it: a processor then takes nothing that is read for a result by its
+# offset in the page.
+#
 # glibc gives what is freed above 32 MiB back to the system, and the next result is new memory, which the system clears
 # first: that takes about as long as a pass. So of such results the memory of the one that was freed last is kept for
 # the next of the same size. The system may have it meanwhile, and a large result of another size gives it back first:
 # at their peak large results take no more than without that. (Beside smaller ones it stands until the system takes it.)
 
-cdef size_t KEPT_FROM = 32 << 20    # bytes
-cdef void *KEPT = NULL              # it begins with its size
+cdef size_t ALIGNED_FROM = 1 << 20  # bytes
+cdef size_t KEPT_FROM = 32 << 20
+cdef size_t PAGE = 4096
+cdef void *KEPT = NULL
 cdef cnp.PyDataMem_Handler HANDLER  # how NumPy gets memory for large results
 cdef cnp.PyDataMemAllocator NUMPYS  # how it gets all other
 
 
-cdef void give_back(void *kept) noexcept:
-    if kept != NULL:
-        NUMPYS.free(NUMPYS.ctx, kept, (<size_t *>kept)[0])
+cdef struct Memory:             # stands before the first value
+    void *start                 # of what NumPy's allocator gave
+    size_t bytes                # from the first value on
+
+
+cdef inline Memory *described(void *values) noexcept:
+    return <Memory *>values - 1
+
+
+cdef inline size_t bytes_to_get(size_t bytes) noexcept:
+    return sizeof(Memory) + PAGE + bytes
+
+
+cdef void give_back(void *values) noexcept:
+    if values != NULL:
+        NUMPYS.free(NUMPYS.ctx, described(values).start, bytes_to_get(described(values).bytes))
 
 
 cdef void *get_memory(void *ctx, size_t bytes) noexcept:
-    cdef void *kept
+    cdef void *values
+    cdef void *start
     if bytes >= KEPT_FROM:
-        kept = exchange(&KEPT, NULL)
-        if kept != NULL and (<size_t *>kept)[0] == bytes:
-            return kept
-        give_back(kept)
-    return NUMPYS.malloc(NUMPYS.ctx, bytes)
+        values = exchange(&KEPT, NULL)
+        if values != NULL and described(values).bytes == bytes:
+            return values
+        give_back(values)
+    start = NUMPYS.malloc(NUMPYS.ctx, bytes_to_get(bytes))
+    if start == NULL:
+        return NULL
+    values = <void *>((<uintptr_t>start + sizeof(Memory) + PAGE//2 - 1)//PAGE*PAGE + PAGE//2)
+    described(values).start, described(values).bytes = start, bytes
+    return values
 
 
-cdef void free_memory(void *ctx, void *memory, size_t bytes) noexcept:
-    if bytes >= KEPT_FROM and lend(memory, bytes):
-        (<size_t *>memory)[0] = bytes
-        give_back(exchange(&KEPT, memory))
+cdef void free_memory(void *ctx, void *values, size_t bytes) noexcept:
+    if bytes >= KEPT_FROM and lend(values, bytes):
+        give_back(exchange(&KEPT, values))
     else:
-        NUMPYS.free(NUMPYS.ctx, memory, bytes)
+        give_back(values)
+
+
+cdef void *get_zeros(void *ctx, size_t count, size_t each) noexcept:
+    cdef void *values = get_memory(ctx, count*each)
+    return NULL if values == NULL else memset(values, 0, count*each)
+
+
+cdef void *get_other_memory(void *ctx, void *values, size_t bytes) noexcept:
+    """For a result whose owner changes its size."""
+    cdef void *other = get_memory(ctx, bytes)
+    if other != NULL and values != NULL:
+        memcpy(other, values, min(bytes, described(values).bytes))
+        give_back(values)
+    return other
 
 
 cdef object make_handler():
@@ -85,9 +123,10 @@ cdef object make_handler():
         NUMPYS_HANDLER, "mem_handler")
     global NUMPYS, HANDLER
     NUMPYS = numpys.allocator
-    HANDLER = numpys[0]     # (realloc and calloc as NumPy has them)
+    HANDLER = numpys[0]
     memcpy(HANDLER.name, b"fastbn", 7)
     HANDLER.allocator.malloc, HANDLER.allocator.free = get_memory, free_memory
+    HANDLER.allocator.calloc, HANDLER.allocator.realloc = get_zeros, get_other_memory
     return PyCapsule_New(&HANDLER, "mem_handler", NULL)
 
 
@@ -97,7 +136,7 @@ cdef object RESULT_HANDLER = make_handler()
 
 cdef cnp.ndarray result_like(cnp.ndarray x):
     """A fresh array like x. Memory is had as a user has told NumPy to, if any has."""
-    if cnp.PyArray_NBYTES(x) < <Py_ssize_t>KEPT_FROM or cnp.PyDataMem_GetHandler() is not NUMPYS_HANDLER:
+    if cnp.PyArray_NBYTES(x) < <Py_ssize_t>ALIGNED_FROM or cnp.PyDataMem_GetHandler() is not NUMPYS_HANDLER:
         return fastbn_like(x)
     cnp.PyDataMem_SetHandler(RESULT_HANDLER)
     try:
@@ -848,7 +887,7 @@ def move_running(tuple to not None, object stats, object weight, object batches,
     """
     cdef tuple parts = <tuple>stats     # unchecked: of a subtype
     cdef cnp.ndarray mean = parts[1], var = parts[2]
-    cdef double count = parts[0], correction = count/(count - 1)
+    cdef double count = parts[0], correction
     cdef Py_ssize_t c
     cdef double new_mean, new_var, new_weight
     cdef bint write
@@ -858,9 +897,10 @@ def move_running(tuple to not None, object stats, object weight, object batches,
     check_running(to, cnp.PyArray_DIM(mean, 0), weight)
     cdef cnp.int64_t *number_of = <cnp.int64_t *>cnp.PyArray_DATA(tracked)
     cdef cnp.int64_t new_batches = number_of[0] + (number_of[0] < INT64_MAX) if batches is None else batches
-    new_weight = 1.0/new_batches if weight is None else weight
     before = fp_default()
     try:
+        correction = count/(count - 1)
+        new_weight = 1.0/new_batches if weight is None else weight
         for write in (False, True):
             for c in range(cnp.PyArray_DIM(mean, 0)):
                 new_mean = mixed(running_mean, c, doubles(mean)[c], new_weight)

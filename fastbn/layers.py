@@ -295,7 +295,7 @@ class BatchNorm:
             if not _core.check_running(to, self._num_features, momentum):
                 momentum = _checked_momentum(momentum)
         in_place = out is not None and _core.same_memory(out, x)
-        if out is not None and (type(out) is not np.ndarray or out.size <= self._num_features):
+        if out is not None and (type(out) is not np.ndarray or out.nbytes <= 8 * self._num_features):
             self._check_apart(out)
         if out is not None and in_place and training:
             _explain.check_can_undo(
@@ -360,7 +360,7 @@ class BatchNorm:
         dgamma, dbeta = self._dgamma, self._dbeta
         _core.check_target("dgamma", dgamma, self._num_features)
         _core.check_target("dbeta", dbeta, self._num_features)
-        if out is not None and (type(out) is not np.ndarray or out.size <= self._num_features):
+        if out is not None and (type(out) is not np.ndarray or out.nbytes <= 8 * self._num_features):
             self._check_apart(out)
         x, y, stats, vectors, from_batch, residual, (eps, axis, activation, slope) = saved
         affine = dgamma is not None
@@ -381,10 +381,10 @@ class BatchNorm:
         return (dx, dresidual) if residual else dx
 
     def _check_apart(self, out: Any) -> None:
-        """That a result does not stand in an array of the layer (which are small, and arrays of their own)."""
+        """That a result does not stand in an array of the layer: arrays of their own, of at most 8 bytes a channel."""
         for result in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(result, np.ndarray) and result.size <= self.num_features:
-                for name in ("gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"):
+            if isinstance(result, np.ndarray) and result.nbytes <= 8 * self._num_features:
+                for name in ("gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var", "num_batches_tracked"):
                     array = getattr(self, name)
                     if array is not None:
                         _explain.check_overlap(result, name, array, False)

@@ -212,7 +212,7 @@ def backward_apply(
         if residual:
             dresidual = _shaped(g.copy(), dy, axis, out_residual)
         if need_params:
-            dgamma, dbeta = sums[1] * invstd, np.array(sums[0])
+            dgamma, dbeta = sums[1] * invstd, np.array(sums[0], np.float64)
         if need_dx:
             inner = g
             if training and g.size:

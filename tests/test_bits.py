@@ -959,6 +959,21 @@ def test_mode_of_the_caller_in_what_numpy_computes(bits, mode):
     y = fastbn.normalize(x, [0.0, 0.0], [1.0, 1.0], little)
     in_mode(mode, bits, lambda: fastbn.batch_norm_backward(x, None, fastbn.BatchStats(3, [0, 0], [1, 1]), little, y=y))
 
+    assert in_mode(mode, bits, lambda: caffe.Blob([1e-39], np.float32).data[0])[0] > 0
+    filled, _ = in_mode(mode, bits, lambda: caffe.Scale(filler={"value": 1e-39})(np.ones((1, 1), np.float32)))
+    assert filled[0, 0] > 0
+
+    batches = [np.random.default_rng(n).standard_normal((n, 4)) for n in (7, 10)]
+
+    def running():
+        bn = fastbn.BatchNorm(4, momentum=None, dtype=np.float64)
+        for batch in batches:
+            bn(batch)
+        return bn.running_mean.tobytes(), bn.running_var.tobytes()
+
+    expected = running()
+    assert in_mode(mode, bits, running)[0] == expected
+
     expected = layers_of_caffe(x, x[::-1])
     found, _ = in_mode(mode, bits, lambda: layers_of_caffe(x, x[::-1]))
     assert differing(found, expected) == []

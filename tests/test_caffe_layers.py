@@ -653,6 +653,13 @@ def test_random_fillers(filler, low, high, std):
     assert np.array_equal(again.blobs[0], blob)  # the same generator
 
 
+@pytest.mark.parametrize("type", ["constant", "uniform", "gaussian", "xavier", "msra"])
+def test_fillers_of_nothing(type):
+    scale = caffe.Scale(1, 2, filler={"type": type, "sparse": 1})
+    assert scale(np.ones((2, 0, 3))).shape == (2, 0, 3)
+    assert scale.blobs[0].shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("filler", "message"),
     [
@@ -826,7 +833,7 @@ def test_out_is_apart_from_the_second_bottom(axis, layer):
     memory = np.ones(24)
     second = {0: memory.reshape(2, 3, 4), 1: memory[:3], 2: memory[:4]}[axis]
     before = memory.copy()
-    with pytest.raises(ValueError, match=r"^out: expected memory apart from (factor|bias|gamma|beta)"):
+    with pytest.raises(ValueError, match=rf"^out: expected memory apart from {layer.__name__.lower()},"):
         layer(axis, 1 if axis else -1)(x, second, out=memory.reshape(2, 3, 4))
     assert np.array_equal(memory, before)
 
@@ -977,6 +984,10 @@ def test_what_a_blob_does_not_take_changes_nothing(part):
     ]:
         with pytest.raises(error, match=f"^{part}: {why}"):
             setattr(blob, part, values)
+    small = caffe.Blob(np.ones(2, np.float32))
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        setattr(small, part, [1e300, 5])
+    assert 5 not in getattr(small, part)
     getattr(blob, part).flags.writeable = False
     with pytest.raises(ValueError, match=f"^{part}: expected a writeable array"):
         setattr(blob, part, 3)

@@ -1249,17 +1249,29 @@ def test_options_set_later_are_checked_as_in_the_constructor(name, value, error)
     setattr(bn, name, before)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "samples"), [(np.float32, 1), (np.float16, 2), (np.float64, 1)], ids=["float32", "float16", "float64"]
+)
 @pytest.mark.parametrize("name", ["gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"])
-def test_results_stay_out_of_the_arrays_of_the_layer(name):
-    bn, x = fastbn.BatchNorm(3, use_global_stats=False), np.array([[1, 2, 3]], np.float32)
+def test_results_stay_out_of_the_arrays_of_the_layer(name, dtype, samples):
+    """Also where x is of a narrower type: more of its values stand in as many bytes."""
+    x = np.arange(3 * samples).reshape(samples, 3).astype(dtype)
+    bn = fastbn.BatchNorm(3, use_global_stats=False, dtype=np.float64 if dtype == np.float64 else np.float32)
     bn.eval()(x)
     before = {**bn.state_dict(), "dgamma": bn.dgamma.copy(), "dbeta": bn.dbeta.copy()}
-    out = getattr(bn, name).reshape(1, 3)
+    out = getattr(bn, name).view(dtype).reshape(x.shape)
     for call in (lambda: bn(x, out=out), lambda: bn.backward(x, out=out), lambda: bn.backward(x, out=(out, None))):
         with pytest.raises(ValueError, match=rf"^out: expected memory apart from {name}, got "):
             call()
     after = {**bn.state_dict(), "dgamma": bn.dgamma, "dbeta": bn.dbeta}
     assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_results_stay_out_of_the_number_of_batches():
+    bn, x = fastbn.BatchNorm(1), np.array([[1], [3]], np.float32)
+    with pytest.raises(ValueError, match=r"^out: expected memory apart from num_batches_tracked"):
+        bn(x, out=bn.num_batches_tracked.reshape(1).view(np.float32).reshape(2, 1))
+    assert bn.num_batches_tracked == 0
 
 
 def test_a_negative_running_variance_is_named():

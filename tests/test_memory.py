@@ -166,7 +166,8 @@ def test_notes_take_little_memory(samples):
         assert peak < threads * each
 
 
-# ---- memory of large results: that of the last one that was freed is kept, lent to the system, for the next
+# ---- memory of large results: where it begins; that of the last one that was freed is kept, lent to the system, for
+# the next
 
 LARGE = (2, 4, 1500, 1500)  # 72 MB
 SIZE = 4 * 2 * 4 * 1500**2
@@ -275,6 +276,46 @@ print(status("VmRSS"))
     assert peak < arrays + SIZE + SIZE // 2 + (4 << 20)  # before it is given back, half of it stands in `other`
     assert after < arrays + SIZE + (4 << 20)
     assert forgotten < arrays + (4 << 20)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("order", "CF")
+def test_where_large_results_begin(dtype, order):
+    """With a cache line, and apart from where large arrays of NumPy's begin: at the same place in a page."""
+    x = np.ones((16, 64, 32, 32), dtype, order)
+    y, stats = fastbn.batch_norm(x)
+    residual = fastbn.batch_norm_backward(x, x, stats, activation="relu", residual=True, y=y)
+    results = y, fastbn.normalize(x, stats.mean, stats.var), residual.dx, residual.dresidual
+    assert {a.ctypes.data % 4096 for a in results} == {2048}
+    assert all(a.flags.owndata and a.strides == x.strides for a in results)
+
+
+def test_small_results_are_numpys():
+    y, _ = fastbn.batch_norm(np.ones((2, 3), np.float32))
+    assert get_handler_name(y) == "default_allocator"
+
+
+def test_any_memory_may_be_had_as_that_of_results():
+    """What runs while a result is made, a finalizer, gets its memory so, whatever it does with it."""
+    y, _ = fastbn.batch_norm(np.ones((16, 64, 32, 32), np.float32))
+    handler_of = ctypes.cast(id(y) + 88, ctypes.POINTER(ctypes.py_object))[0]  # a field of PyArrayObject
+    _, choose = numpys_handlers()
+    before = choose(handler_of)
+    try:
+        arrays = [np.arange(n, dtype=np.float64) for n in (1, 3, 1000, 1 << 18)]
+        zeros = [np.zeros(n) for n in (1, 3, 1000, 1 << 18)]
+        nothing = np.empty((0, 3))
+    finally:
+        choose(before)
+    assert all(get_handler_name(a) == "fastbn" for a in (*arrays, *zeros, nothing))
+    for n, a, z in zip((1, 3, 1000, 1 << 18), arrays, zeros, strict=True):
+        assert np.array_equal(a, range(n))
+        assert not z.any()
+        for size in (2 * n, n + 5, 1, 0, 4 * n):
+            some, was = min(size, a.size), a.copy()
+            a.resize(size, refcheck=False)
+            assert np.array_equal(a[:some], was[:some])
+            assert not a[some:].any()
 
 
 @lending

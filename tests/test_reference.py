@@ -103,6 +103,7 @@ def test_apply_takes_count_and_sums_from_the_whole_batch():
     dx, dgamma, dbeta, _ = reference.backward_apply(DY[:1], X[:1], BatchStats(8, MEAN, VAR), sums, eps=0.5)
     assert dx[:, 0].tolist() == [[1.5, -0.75]]
     assert (dgamma[0], dbeta[0]) == (8, 16)
+    assert dx.dtype == dgamma.dtype == dbeta.dtype == np.float64
     assert not np.shares_memory(dbeta, sums[0])
 
 

@@ -70,7 +70,7 @@ def apply(
     x: np.ndarray, run: Run, factor: np.ndarray | None, bias: np.ndarray | None, out: np.ndarray | None
 ) -> np.ndarray:
     """x*factor + bias."""
-    apart = {"factor": factor, "bias": bias}
+    apart = {"scale": factor, "bias": bias}
     if run.is_everything:
         check_result(out, x, {"x": x}, apart)
         y = np.empty_like(x) if out is None else out
@@ -90,7 +90,7 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run."""
     if run.is_everything:
-        check_result(out, x, {"dy": dy, "x": x}, {"factor": factor})
+        check_result(out, x, {"dy": dy, "x": x}, {"scale": factor})
         with np.errstate(all="ignore"), DefaultMode():
             dfactor, dbias = (dy * x).reshape(run.inside), dy.reshape(run.inside).copy()
         return apply(dy, run, factor, None, out), dfactor, dbias
@@ -105,7 +105,7 @@ def gradients(
         assert found.dx is not None
         return found.dx
 
-    dx = _into(compute, run, x, out, {"dy": dy, "x": x}, {"factor": factor})
+    dx = _into(compute, run, x, out, {"dy": dy, "x": x}, {"scale": factor})
     return dx, rest[0].reshape(run.inside), rest[1].reshape(run.inside)
 
 
@@ -127,11 +127,11 @@ def _into(
     apart: Mapping[str, np.ndarray | None],
 ) -> np.ndarray:
     """The result in the shape of x, in `out` where that is given."""
+    check_result(out, x, inputs, apart)
     if run.is_channels:
         return compute(out)
     if out is None:
         return compute(None).reshape(x.shape)
-    check_result(out, x, inputs, apart)
     if out.flags.c_contiguous:
         compute(run.view(out))
     else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.optional import as_any_array, as_dtype, as_integer, as_number, check_overlap
+from fastbn.optional import DefaultMode, as_any_array, as_dtype, as_integer, as_number, check_overlap
 
 VARIANCE_NORMS = ("FAN_IN", "FAN_OUT", "AVERAGE")
 
@@ -47,7 +47,8 @@ class Blob:
         given = _real_numbers("data", data)
         if dtype is None:
             dtype = np.float32 if given.dtype == np.float32 else np.float64
-        self._data = np.array(given, as_dtype(dtype), order="C")
+        with DefaultMode():
+            self._data = np.array(given, as_dtype(dtype), order="C")
         self._diff = np.zeros_like(self._data)
 
     @property
@@ -104,8 +105,10 @@ def _put(name: str, array: np.ndarray, values: ArrayLike) -> None:
     given = _real_numbers(name, values)
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    with DefaultMode():
+        new = given.astype(array.dtype)  # a warning may be an error: before anything is written
     try:
-        array[...] = given
+        array[...] = new
     except ValueError:
         raise ValueError(f"{name}: expected shape {array.shape}, got {given.shape}") from None
 
@@ -195,7 +198,9 @@ class Filler:
 
     def fill(self, shape: tuple[int, ...], dtype: DTypeLike, rng: np.random.Generator) -> Blob:
         """A new blob with values from this filler."""
-        with np.errstate(all="ignore"):
+        if 0 in shape:
+            return Blob(np.empty(shape), dtype)
+        with np.errstate(all="ignore"), DefaultMode():
             return Blob(KINDS[self.type](self, shape, rng), dtype)
 
 
