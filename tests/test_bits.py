@@ -484,6 +484,9 @@ def in_page(values, offset):
         (np.float32, (5, 97, 2500), 1),
         (np.float32, (6, 97, 2501), 1),
         (np.float32, (41, 64, 14, 31), 1),
+        (np.float64, (42001, 64), -1),
+        (np.float64, (10001, 256), -1),
+        (np.float64, (26003, 100), -1),
         (np.float64, (9, 64, 1500), 1),
         (np.float64, (7, 60, 1402), 1),  # half of the samples end within a line of 16 values
     ],
@@ -491,13 +494,15 @@ def in_page(values, offset):
 )
 def test_results_in_two_places(dtype, shape, axis, activation):
     """Of arrays that no cache holds: each row or sample as if there were few others, wherever the result begins (not
-    close behind what is read), in place, too. Rows of 100 or four times 24 columns have theirs in one place.
+    close behind what is read), in place, too. Rows of 100 or four times 24 columns have theirs in one place, and in
+    float64 the backward of all rows.
     """
     rng = np.random.default_rng(15)
     x, dy, residual = (in_page(rng.standard_normal(shape, np.float32).astype(dtype), 0) for _ in range(3))
     if axis == -1:  # coefficients are in phase with all rows, or not
         width = {24: 96, 32: 64}.get(shape[1], shape[1])
         assert (width * x.itemsize % constant("COLUMN_PHASE") == 0) == (width not in (96, 100))
+        assert 2 * x.nbytes >= constant("ROWS_HELD_BACK")
     mean, gamma, beta = rng.standard_normal((3, shape[axis]), np.float32)
     var = rng.uniform(0.5, 2, shape[axis])
     var[5] = 1e80 if shape[axis] == 64 else 1  # computed in float64; of rows all then are

@@ -281,12 +281,12 @@ print(status("VmRSS"))
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("order", "CF")
 def test_where_large_results_begin(dtype, order):
-    """With a cache line, and apart from where large arrays of NumPy's begin: at the same place in a page."""
+    """With a page, and so with a cache line."""
     x = np.ones((16, 64, 32, 32), dtype, order)
     y, stats = fastbn.batch_norm(x)
     residual = fastbn.batch_norm_backward(x, x, stats, activation="relu", residual=True, y=y)
     results = y, fastbn.normalize(x, stats.mean, stats.var), residual.dx, residual.dresidual
-    assert {a.ctypes.data % 4096 for a in results} == {2048}
+    assert {a.ctypes.data % 4096 for a in results} == {0}
     assert all(a.flags.owndata and a.strides == x.strides for a in results)
 
 

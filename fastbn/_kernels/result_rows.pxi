@@ -134,13 +134,13 @@ cdef inline void results_of_run(Place at, Place other, bint two, Py_ssize_t leng
 cdef void results_of_rows(const Place *first, Py_ssize_t places, const Steps *step, Py_ssize_t count,
                           Py_ssize_t length, const Columns *columns, Py_ssize_t column, Py_ssize_t ahead, bint stream,
                           const stored *typed, const formula *what) noexcept nogil:
-    """The results of `count` runs of values, the first of each in `column`; with two places (float32, past the cache)
-    of as many from each on. With `stream` whole lines of them go past the cache.
+    """The results of `count` runs of values, the first of each in `column`; with two places (float32 and forwards of
+    float64, past the cache) of as many from each on. With `stream` whole lines of them go past the cache.
     """
     cdef Columns f = columns[0]     # nothing that is written changes it
     cdef Place at = needed(&first[0], what), other = needed(&first[places - 1], what)
     while count > 0:
-        if stored is float and places == 2:
+        if places == 2 and (stored is float or (stored is double and is_forward(what))):
             results_of_run(at, other, True, length, columns, f, column, ahead, True, typed, what)
         else:
             results_of_run(at, at, False, length, columns, f, column, ahead, stream, typed, what)

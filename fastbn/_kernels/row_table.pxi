@@ -75,11 +75,13 @@ cdef inline bint gains_by_two_places(const Table *table) noexcept nogil:
     """Whether results are computed in two places at once: memory is read faster then, and coefficients are loaded once.
     They are to be in phase, in all rows, see in_phase().
 
-    (Zen 4: .75 to .95 of the time; 80 columns 1.25; in other types, or where caches hold the arrays, 1.0 to 1.2.)
+    (Zen 4: .75 to .95 of the time; 80 columns 1.25; half types, a backward of float64, or where caches hold the arrays,
+    1.0 to 1.2.)
     """
     cdef const Call *call = table.call
-    return (table.flat and table.stream and table.columns.holds and table.loops.itemsize == sizeof(float)
-            and table.width*<Py_ssize_t>sizeof(float) % COLUMN_PHASE == 0 and not results_are_close_behind(call))
+    return (table.flat and table.stream and table.columns.holds and call.storage == AS_IS
+            and not (call.dtype == FLOAT64 and call.backward)
+            and table.width*table.loops.itemsize % COLUMN_PHASE == 0 and not results_are_close_behind(call))
 
 
 cdef void find_places(Table *table) noexcept nogil:
