@@ -77,7 +77,7 @@ def load(
     (3,)
     """
     checked_phase(phase)
-    if bn is not None and bn not in BN:
+    if bn is not None and bn not in tuple(BN):
         raise ValueError(f'bn: expected "variance", "invstd" or None, got {bn!r}')
     wanted = None if dtype is None else as_dtype(dtype)
     source = Source(prototxt)
