@@ -298,7 +298,8 @@ def test_small_results_are_numpys():
 def test_any_memory_may_be_had_as_that_of_results():
     """What runs while a result is made, a finalizer, gets its memory so, whatever it does with it."""
     y, _ = fastbn.batch_norm(np.ones((16, 64, 32, 32), np.float32))
-    handler_of = ctypes.cast(id(y) + 88, ctypes.POINTER(ctypes.py_object))[0]  # a field of PyArrayObject
+    field = id(y) + object.__basicsize__ + 72  # mem_handler of PyArrayObject
+    handler_of = ctypes.cast(field, ctypes.POINTER(ctypes.py_object))[0]
     _, choose = numpys_handlers()
     before = choose(handler_of)
     try:
