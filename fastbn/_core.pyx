@@ -546,6 +546,12 @@ cdef inline int check_described(cnp.ndarray a, cnp.ndarray x, int channels, cons
 # calls on rows of 2 to 3 MiB take 0.8 to 0.9 of their time alone, but 1.03 to 1.5 with what reads the result next.)
 cdef Py_ssize_t STREAM_FROM = 4 << 20
 
+# A forward on rows of half types so short that nearly each line is shared by two takes twice the instructions past the
+# cache. (Zen 4, 6 MB of 5x5 and 7x7: by way of it inference takes .5 to .8 and training .8 to .9 of the time, 13 MB .94
+# to .97; 8x8, float32 and backwards up to 1.5.)
+cdef Py_ssize_t SHORT_HALVES = 64       # values of a row, which are fewer
+cdef Py_ssize_t SHORT_HALVES_STREAM_FROM = 8 << 20
+
 # Where a processor streams slowly (_dispatch.py), ordinary stores are faster while the last-level cache holds all
 # arrays of a call. A forward is faster with them at any size, but for training with a residual (0.97 to 1.06 of the
 # time past the cache; a backward: 1.03 to 1.08), until so many threads run that memory is what they wait for: it then
@@ -570,6 +576,9 @@ cdef inline Stores stores_of(const Call *call, Order order) noexcept:
     cdef int arrays
     cdef bint few = call.threads <= FEW_THREADS
     if call.out == NULL or bytes < STREAM_FROM:
+        return BY_CACHE
+    if (call.storage != AS_IS and order == PLANES and call.plane < SHORT_HALVES and not call.backward
+            and bytes < SHORT_HALVES_STREAM_FROM):
         return BY_CACHE
     if not STREAMS_SLOWLY:
         return PAST_CACHE
