@@ -10,7 +10,8 @@ from fastbn import _core, _cpu, _explain
 
 as_any_array, as_dtype, as_eps = _explain.as_any_array, _explain.as_dtype, _explain.as_eps
 as_integer, as_number, as_flag = _explain.as_integer, _explain.as_number, _explain.as_flag
-check_like, check_overlap, option = _explain.check_like, _explain.check_overlap, _explain.option
+check_like, check_overlap, read_only = _explain.check_like, _explain.check_overlap, _explain.read_only
+option = _explain.option
 DefaultMode = _cpu.DefaultMode
 
 

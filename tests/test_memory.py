@@ -284,8 +284,8 @@ def test_where_large_results_begin(dtype, order):
     """With a page, and so with a cache line."""
     x = np.ones((16, 64, 32, 32), dtype, order)
     y, stats = fastbn.batch_norm(x)
-    residual = fastbn.batch_norm_backward(x, x, stats, activation="relu", residual=True, y=y)
-    results = y, fastbn.normalize(x, stats.mean, stats.var), residual.dx, residual.dresidual
+    gradients = fastbn.batch_norm_backward(x, x, stats, activation="relu", residual=True, y=y)
+    results = y, fastbn.normalize(x, stats.mean, stats.var), gradients.dx, gradients.dresidual
     assert {a.ctypes.data % 4096 for a in results} == {0}
     assert all(a.flags.owndata and a.strides == x.strides for a in results)
 

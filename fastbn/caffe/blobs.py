@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from fastbn.optional import DefaultMode, as_any_array, as_dtype, as_integer, as_number, check_overlap
+from fastbn.optional import DefaultMode, as_any_array, as_dtype, as_integer, as_number, check_overlap, read_only
 
 VARIANCE_NORMS = ("FAN_IN", "FAN_OUT", "AVERAGE")
 
@@ -102,9 +102,10 @@ def _real_numbers(name: str, given: ArrayLike) -> np.ndarray:
 
 
 def _put(name: str, array: np.ndarray, values: ArrayLike) -> None:
+    """array[...] = values, or an error that names the argument, with nothing written."""
     given = _real_numbers(name, values)
     if not array.flags.writeable:
-        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+        read_only(name)
     with DefaultMode():
         new = given.astype(array.dtype)  # a warning may be an error: before anything is written
     try:
