@@ -547,8 +547,8 @@ cdef inline int check_described(cnp.ndarray a, cnp.ndarray x, int channels, cons
 cdef Py_ssize_t STREAM_FROM = 4 << 20
 
 # A forward on rows of half types so short that nearly each line is shared by two takes twice the instructions past the
-# cache. (Zen 4, one thread and two, 6 MB of 5x5 and 7x7: by way of it inference takes .4 to .8 and training .65 to .9 of
-# the time, 13 MB .94 to .97; 8x8, float32 and backwards up to 1.5.)
+# cache. (Zen 4, one thread and two, 6 MB of 5x5 and 7x7: by way of it inference takes .4 to .8 and training .65 to .9
+# of the time, 13 MB .94 to .97; 8x8, float32 and backwards up to 1.5.)
 cdef Py_ssize_t SHORT_HALVES = 64       # values of a row, which are fewer
 cdef Py_ssize_t SHORT_HALVES_STREAM_FROM = 8 << 20
 
