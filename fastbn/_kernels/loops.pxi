@@ -40,7 +40,7 @@ cdef struct Loops:
     apply_spans apply_spans
     put_owed_values put_owed    # what results by whole lines have left
     sweep_spans sweep_spans     # apply_spans of a channel and sum_spans of the next
-    sweep_neighbours sweep_neighbours   # of a sample's short rows
+    sweep_neighbours sweep_neighbours   # of a sample's short rows; NULL: they gain nothing by it
     sum_rows sum_rows
     sum_rows sum_rows_again
     apply_rows apply_rows
@@ -67,7 +67,9 @@ cdef inline void use_formula(Loops *loops, const stored *typed, const formula *w
     loops.apply_spans = <apply_spans>results_of_spans[stored, formula]
     loops.put_owed = <put_owed_values>put_owed[stored, formula]
     loops.sweep_spans = <sweep_spans>results_and_sums[stored, formula]
-    loops.sweep_neighbours = <sweep_neighbours>results_and_sums_of_neighbours[stored, formula]
+    loops.sweep_neighbours = NULL
+    if gains_beside_sums(what):
+        loops.sweep_neighbours = <sweep_neighbours>results_and_sums_of_neighbours[stored, formula]
     loops.apply_rows = <apply_rows>results_of_rows[stored, formula]
     if formula is Gradient or formula is Scaled:
         use_sums(loops, typed, <const Products *>NULL, <const FarProducts *>NULL)

@@ -14,9 +14,9 @@ cdef enum:
     AT_ONCE = 16            # ... and of how many rows at most, in all arrays, ...
     COLLIDING = 8           # ... or where they would drive each other out of a first-level cache
     TWO_SAMPLES = 300       # values of a row, from which on two samples get results at once where there are no sums
+    LINE_BY_LINE = 96       # values of a short row that has many lines, see gains_beside_sums()
     SCATTERED = 64          # rows in all arrays from which on, see is_scattered()
     SECOND_LEVEL = 2 << 20  # bytes, what a second-level cache may hold
-    LAST_LEVEL = 28 << 20   # bytes, the same of a last-level cache
     HELD_BACK = 40 << 20    # held back from so many bytes on, read and of one result: few last-level caches hold them
     SHORT_HELD_BACK = 96 << 20      # the same in forwards on short rows, see held_back_from()
     LAST_FIRST = 3 << 17    # bytes of a channel, from which on its last rows get their results first
@@ -104,14 +104,11 @@ cdef inline bint is_scattered(const Plan *plan, Py_ssize_t arrays) noexcept nogi
 
 
 cdef inline bint goes_apart(const Plan *plan) noexcept nogil:
-    """Whether groups get their results right after their sums although they are written by whole lines.
-
-    Row by row, results beside the sums of others take more instructions than both apart; that pays only where memory is
-    waited for. (Zen 4: apart, forwards of 7x7 and backwards of 14x14 take .8 to .9 of the time, but 7x7 of 100 MB 1.4.)
+    """Whether groups get their results right after their sums although they are written by whole lines, see
+    gains_beside_sums().
     """
-    cdef const Call *call = plan.call
-    return (plan.by_lines and plan.rows_in_turn and (call.backward or plan.plane < LINE_BY_LINE)
-            and bytes_of_arrays(call, plan.loops.itemsize) <= LAST_LEVEL)
+    cdef bint beside = plan.plane < SHORT if plan.call.backward else plan.plane >= LINE_BY_LINE
+    return plan.by_lines and plan.rows_in_turn and not (beside and plan.loops.sweep_neighbours != NULL)
 
 
 cdef inline Py_ssize_t held_back_from(const Plan *plan) noexcept nogil:

@@ -4,12 +4,11 @@
 # fold is summed in lanes (lanes.pxi), folds are added up within a block, and blocks are merged in order. While the
 # sums of a channel are taken, a channel before it, which is still in the cache, gets its result: memory sees x once,
 # and is read and written at the same time. Where rows are short, channels go in groups of neighbours, so that memory
-# is still read and written in long runs; in arrays that a last-level cache holds such a group mostly gets its results
-# right after its sums. Else channels that are one fold are summed whole, many of them in one call, unless others get
-# results meanwhile or their rows are scattered: the ways between loops would take longer than the loops. Planes of a
-# few values are gathered, those of some channels together. Where there are no sums to take, two samples get their
-# results at once. Only where channels are at most half as many as threads do threads share a channel. None of this
-# changes the order of a channel's additions.
+# is still read and written in long runs; such a group mostly gets its results right after its sums. Else channels that
+# are one fold are summed whole, many of them in one call, unless others get results meanwhile or their rows are
+# scattered: the ways between loops would take longer than the loops. Planes of a few values are gathered, those of some
+# channels together. Where there are no sums to take, two samples get their results at once. Only where channels are at
+# most half as many as threads do threads share a channel. None of this changes the order of a channel's additions.
 
 
 cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
