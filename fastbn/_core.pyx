@@ -432,7 +432,8 @@ cdef cnp.ndarray accept_out(object out, cnp.ndarray x, tuple names, tuple inputs
 
 cdef inline bint is_inside(cnp.ndarray x, int axis, int channels) noexcept:
     """Whether an axis longer than 1 stands inside that of the channels in memory, in np.empty_like's reckoning."""
-    cdef Py_ssize_t step = abs(cnp.PyArray_STRIDE(x, axis)), channel = abs(cnp.PyArray_STRIDE(x, channels))
+    cdef Py_ssize_t step = cnp.PyArray_STRIDE(x, axis), channel = cnp.PyArray_STRIDE(x, channels)
+    step, channel = max(step, -step), max(channel, -channel)    # (abs() would make Python objects of them)
     return step < channel or (step == channel and axis > channels)
 
 
@@ -512,7 +513,9 @@ cdef const View *view_of(cnp.ndarray a, int channels, Py_ssize_t plane, View *v)
 # ---- what a call hands to a kernel
 
 cdef Call describe(cnp.ndarray x, int channels, double eps) noexcept:
-    """A call on x, with its channels on this axis and everything optional absent."""
+    """A call on x, with its channels on this axis, which has just been checked (later code of the caller's may have
+    changed it), and everything optional absent.
+    """
     cdef Call call
     memset(&call, 0, sizeof(Call))
     call.dtype = FLOAT64 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64 else FLOAT32
@@ -573,7 +576,6 @@ def set_streams_slowly(bint slowly):
 cdef inline Stores stores_of(const Call *call, Order order) noexcept:
     """How its results are best written."""
     cdef Py_ssize_t bytes = call.values*call.channels*itemsize_of(call), least = SLOW_STREAM_FROM
-    cdef int arrays
     cdef bint few = call.threads <= FEW_THREADS
     if call.out == NULL or bytes < STREAM_FROM:
         return BY_CACHE
@@ -586,8 +588,7 @@ cdef inline Stores stores_of(const Call *call, Order order) noexcept:
         return WHOLE_LINES
     if few and call.backward and order == PLANES and call.plane < SHORT:
         least = SHORT_ROWS_STREAM_FROM
-    arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL) + (call.dresidual != NULL)
-    return PAST_CACHE if arrays*bytes >= least else BY_CACHE
+    return PAST_CACHE if (arrays_read(call) + 1 + (call.dresidual != NULL))*bytes >= least else BY_CACHE
 
 
 # ---- running a kernel
@@ -661,9 +662,10 @@ def batch_stats(x, axis):
 
 def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, out):
     """(y, BatchStats): statistics and result in one go."""
+    cdef double given_eps = accept_eps(eps)
     cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
-    cdef Call call = describe(a, channels, accept_eps(eps))
+    cdef Call call = describe(a, channels, given_eps)
     cdef cnp.ndarray g = accept_vector(gamma, "gamma", call.channels), g_read = contiguous(g)
     call.gamma = vector_of(g_read)
     cdef cnp.ndarray b = accept_vector(beta, "beta", call.channels), b_read = contiguous(b)
@@ -686,9 +688,10 @@ def batch_norm(x, gamma, beta, eps, axis, activation, negative_slope, residual, 
 
 def normalize(x, mean, var, gamma, beta, eps, axis, activation, negative_slope, residual, out):
     """y from given statistics."""
+    cdef double given_eps = accept_eps(eps)
     cdef cnp.ndarray a = accept_array(x, "x"), r = None, y
     cdef int channels = accept_axis(axis, a)
-    cdef Call call = describe(a, channels, accept_eps(eps))
+    cdef Call call = describe(a, channels, given_eps)
     cdef cnp.ndarray m = accept_needed(mean, "mean", call.channels), m_read = contiguous(m)
     call.given_mean = vector_of(m_read)
     cdef cnp.ndarray v = accept_needed(var, "var", call.channels), v_read = contiguous(v)
@@ -718,12 +721,13 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     training, need_dx = accept_flag(training, "training"), accept_flag(need_dx, "need_dx")
     need_params, residual = accept_flag(need_params, "need_params"), accept_flag(residual, "residual")
     cdef Activation act = accept_activation(activation, negative_slope)
+    cdef double given_eps = accept_eps(eps)
     cdef bint from_y = x is None and y is not None, reads_x
     cdef cnp.ndarray a = accept_array(y if from_y else x, "y" if from_y else "x")
     cdef cnp.ndarray d, given_y = None, tells, dx = None, dresidual = None
     cdef int channels = accept_axis(axis, a)
+    cdef Call call = describe(a, channels, given_eps)
     d = accept_like(dy, "dy", a)
-    cdef Call call = describe(a, channels, accept_eps(eps))
     count, mean, var = stats if type(stats) is BatchStats else _explain.as_stats(stats, training)
     cdef cnp.ndarray m = accept_needed(mean, "stats.mean", call.channels), m64 = in_float64(m)
     cdef cnp.ndarray v = accept_needed(var, "stats.var", call.channels), v64 = in_float64(v)
@@ -752,7 +756,7 @@ def backward(dy, x, stats, sums, gamma, beta, eps, axis, activation, negative_sl
     out, out_residual = _explain.as_outs(out) if residual and out is not None else (out, None)
     if need_dx:
         dx = accept_out(out, a, ("y" if from_y else "x", "dy", "y", "stats", "stats", "gamma", "beta", "sums", "sums"),
-                        (a, d, None if from_y else given_y, m, v, g, b, s, t), 2)
+                        (a, d, given_y, m, v, g, b, s, t), 2)
     elif out is not None:
         _explain.useless_out()
     if residual and (whole or sums is not None):

@@ -6,6 +6,7 @@ After each error everything that took part is byte for byte as before.
 
 import ast
 import copy
+import fractions
 import inspect
 import operator
 import re
@@ -1243,6 +1244,20 @@ def as_residual(w, x):
     return w
 
 
+class ChangingNumber(fractions.Fraction):
+    """An eps that changes the same when it is converted."""
+
+    def __float__(self):
+        np.asarray(self.change)
+        return 1e-5
+
+
+def as_eps(w):
+    eps = ChangingNumber(1, 100000)
+    eps.change = w
+    return eps
+
+
 def other_shape(x):
     x.shape = x.shape[::-1]
 
@@ -1330,6 +1345,26 @@ def test_an_argument_that_changes_x(call, how):
     x = np.ones((300000, 2), np.float32)
     with pytest.raises(RuntimeError, match=r"^fastbn: an array has changed its shape or dtype since it was"):
         CHANGED[call](x, Changing(x, how))
+
+
+STATISTICS = (np.zeros(3), np.ones(3))
+NONE_LEFT = {
+    "batch_norm: eps": (lambda x, v: fastbn.batch_norm(x, eps=as_eps(v)), ValueError),
+    "normalize: eps": (lambda x, v: fastbn.normalize(x, np.zeros(3), np.ones(3), eps=as_eps(v)), ValueError),
+    "backward: eps": (lambda x, v: fastbn.batch_norm_backward(x, x, STATISTICS, eps=as_eps(v)), ValueError),
+    "backward: dy": (lambda x, v: fastbn.batch_norm_backward(v, x, STATISTICS, training=False), RuntimeError),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy wants nobody to set shapes
+@pytest.mark.parametrize(("call", "error"), NONE_LEFT.values(), ids=NONE_LEFT)
+def test_an_argument_that_takes_the_channels_away(call, error):
+    """Nothing is divided by their number."""
+    x = np.empty((0, 3), np.float32)
+    change = Changing(x, other_shape)
+    change.value = np.empty((3, 0), np.float32)
+    with pytest.raises(error, match=r"at least one channel on axis 1, got shape|an array has changed its shape"):
+        call(x, change)
 
 
 def test_an_overlap_that_takes_too_long_to_find_out_is_refused(monkeypatch):

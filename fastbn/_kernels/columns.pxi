@@ -47,12 +47,6 @@ cdef inline real number(coefficient value, Py_ssize_t column, const real *typed)
         return (<const real *>value)[column]
 
 
-cdef inline Coefficients of_column(const Columns *f, Py_ssize_t column) noexcept nogil:
-    """All coefficients of a channel."""
-    cdef Py_ssize_t c = max(column, 0) % f.channels     # (before the first one nothing is kept)
-    return coefficients_of(&f.each, c)
-
-
 ctypedef fused given:
     float
     double

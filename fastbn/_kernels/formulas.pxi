@@ -183,7 +183,6 @@ cdef inline Coefficients coefficients(const Numbers *f, Py_ssize_t k, const stor
     own.center, own.mul, own.add, own.by_x = f.center32[k], f.mul32[k], f.add32[k], f.by_x32[k]
     own.mul_below, own.add_below = f.mul_below32[k], f.add_below32[k]
     own.act = f.act
-    own.gate.low = own.gate.high = NAN
     if f.gates != NULL:
         own.gate = f.gates[k]
     return own
@@ -316,7 +315,7 @@ cdef inline void narrow_some(const float *values, stored *to, Py_ssize_t count, 
 
 cdef void compute_each(const Place *at, Py_ssize_t length, const Coefficients *f, const stored *typed,
                        const formula *what) noexcept nogil:
-    """Any number of results of one channel in float64, where the coefficients are `wide`."""
+    """Any number of results of one channel in float64, where the coefficients are `wide`: never those of float64."""
     cdef double x64[LANES]
     cdef double dy64[LANES]
     cdef double y64[LANES]
@@ -339,7 +338,7 @@ cdef void compute_each(const Place *at, Py_ssize_t length, const Coefficients *f
                 y64[k] = value_of(<const stored *>at.y + i + k)
         compute_reals(<const double *>dy64, <const double *>x64, <const double *>y64, <double *>line, <double *>g, f,
                       0, LANES, what)
-        if is_leaky_join(what) and stored is not double:    # dresidual is the same, wide or not
+        if is_leaky_join(what):     # dresidual is the same, wide or not
             choose_line(<const double *>y64, <double *>by, 1.0, slope, 0, LANES)
             for k in range(LANES):
                 g[k] = dy64[k]*by[k]

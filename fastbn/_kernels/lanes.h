@@ -5,6 +5,9 @@
 #define FASTBN_LANES_H
 #include <stdint.h>
 #include "half.h"
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 
 /* Before a variable, or behind `struct`: it begins where a cache line does. */
 #if defined(__GNUC__)

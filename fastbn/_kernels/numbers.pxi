@@ -216,9 +216,7 @@ cdef inline Coefficients coefficients_of(const Numbers *f, Py_ssize_t k) noexcep
     cdef Coefficients own
     own.center, own.mul, own.add, own.by_x = f.center[k], f.mul[k], f.add[k], f.by_x[k]
     own.mul_below, own.add_below = f.mul[k]*f.act.slope, f.add[k]*f.act.slope
-    own.center_below, own.by_x_below = f.center[k], f.by_x[k]
     own.act = f.act
-    own.gate.low = own.gate.high = NAN
     if f.gates != NULL:
         own.gate = f.gates[k]
     own.wide = f.wide[k] != 0

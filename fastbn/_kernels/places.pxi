@@ -77,8 +77,7 @@ cdef inline void views_of(const Call *call, const View **views) noexcept nogil:
 
 cdef inline Py_ssize_t bytes_of_arrays(const Call *call, Py_ssize_t itemsize) noexcept nogil:
     """Of those that are read, and of one that is written."""
-    cdef Py_ssize_t arrays = 1 + (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)
-    return call.channels*call.values*itemsize*arrays
+    return call.channels*call.values*itemsize*(arrays_read(call) + 1)
 
 
 cdef inline bint holds_back(const Call *call, Py_ssize_t itemsize, Py_ssize_t least) noexcept nogil:

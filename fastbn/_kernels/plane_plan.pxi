@@ -162,9 +162,8 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     """(In this order: each step reads what those before it have set.)"""
     cdef Plan plan
     cdef Py_ssize_t channel_bytes
-    cdef bint steady = one_step(call)
-    cdef Py_ssize_t arrays = (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)    # that are read
-    cdef Py_ssize_t summed = arrays if call.backward else 1
+    cdef bint steady = one_step(call), in_place
+    cdef Py_ssize_t arrays = arrays_read(call), summed = arrays if call.backward else 1
     plan.call = call
     plan.loops = choose_loops(call)
     plan.plane = call.plane
@@ -172,10 +171,10 @@ cdef Plan make_plan(const Call *call) noexcept nogil:
     plan.blocks = block_count(call.channels, call.values, PLANES)
     plan.run = common_run(call, plan.loops.itemsize)
     cut_into_folds(&plan)
-    plan.rows_in_turn = plan.run == plan.plane >= SHORTEST and are_short(call, plan.plane*plan.loops.itemsize)
+    in_place = plan.run == plan.plane >= SHORTEST
+    plan.rows_in_turn = in_place and are_short(call, plan.plane*plan.loops.itemsize)
     channel_bytes = call.values*plan.loops.itemsize
-    plan.by_lines = (wants_lines(call, plan.plane) and plan.run == plan.plane >= SHORTEST
-                     and share_lines(call.out, call.dresidual))
+    plan.by_lines = in_place and wants_lines(call, plan.plane) and share_lines(call.out, call.dresidual)
     plan.sample, plan.neighbour = steps_to_samples(call), steps_to_neighbours(call)
     plan.even = plan.run == plan.plane and steady
     plan.two_samples = takes_two_samples(&plan)
@@ -207,6 +206,11 @@ cdef inline Py_ssize_t rows_ahead(const Plan *plan, Py_ssize_t arrays) noexcept 
     if plan.segments == 0:
         return min(plan.rows, ROWS_AHEAD)
     return rows if plan.rows > rows else min(plan.rows, FEW_BYTES_AHEAD//row)
+
+
+cdef inline void begin_carry(Carry *carry, const Plan *plan) noexcept nogil:
+    carry.past, carry.owed = plan.call.stores == PAST_CACHE, 0
+    carry.holds, carry.near, carry.asks = plan.holds, plan.near, plan.asks
 
 
 cdef inline void cut_into_folds(Plan *plan) noexcept nogil:

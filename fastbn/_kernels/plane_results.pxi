@@ -65,7 +65,7 @@ cdef void apply_to_two_samples(const Due *due) noexcept nogil:
     cdef Carry carry[2]
     cdef Place at[2]
     cdef Py_ssize_t row, half = plan.rows//2
-    begin_carry(&carry[0], plan.call, plan.holds, plan.near, plan.asks)
+    begin_carry(&carry[0], plan)
     carry[1] = carry[0]
     for row in range(half):
         at[0], at[1] = row_of(plan.call, due.c, row), row_of(plan.call, due.c, row + half)

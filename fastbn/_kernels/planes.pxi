@@ -15,7 +15,7 @@ cdef void apply_part(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     """The values begin..end of a channel, by one of a team."""
     cdef Due due = (<const Due *>task)[0]
     cdef Carry carry
-    begin_carry(&carry, due.plan.call, False, False, False)
+    begin_carry(&carry, due.plan)
     if due.plan.by_lines:
         due.carry = &carry
     apply_to_values(&due, 0, 1, begin, end)
@@ -53,13 +53,13 @@ cdef void measure_and_apply(const Plan *plan, Py_ssize_t begin, Py_ssize_t end, 
     cdef double again[TOGETHER]
     cdef bint any_again = False
     cdef Py_ssize_t c = begin, count, k
-    cdef int turn
+    cdef int turn = 0
     cdef char *notes = notes_of_thread(call, begin)
-    for turn in range(2):
-        due[turn].plan, due[turn].carry = plan, carry
-        due[turn].numbers = lay_out_numbers(memory[turn], TOGETHER, call)
-        due[turn].noted = False
-        due[turn].notes = notes + turn*bytes_of_notes(call)
+    for k in range(2):
+        due[k].plan, due[k].carry = plan, carry
+        due[k].numbers = lay_out_numbers(memory[k], TOGETHER, call)
+        due[k].noted = False
+        due[k].notes = notes + k*bytes_of_notes(call)
     while c < end:
         count = next_group(plan, c, end) if call.measure else min(TOGETHER, end - c)
         if call.measure and plan.whole and ready == NULL:     # (as it is where a group is larger than GROUP)
@@ -92,7 +92,7 @@ cdef void run_channels(void *task, Py_ssize_t begin, Py_ssize_t end) noexcept no
     cdef Due due
     if begin == end:        # fewer channels than threads
         return
-    begin_carry(&carry, call, plan.holds, plan.near, plan.asks)
+    begin_carry(&carry, plan)
     due.plan, due.c, due.count, due.carry = plan, begin, end - begin, &carry if plan.by_lines else NULL
     find_gates(call, plan.loops.find_gates, begin, end - begin)
     if goes_by_groups(call):

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* Kernels run with rounding to nearest and subnormal numbers kept, whatever another library has set on this
-   thread; the caller's mode, exception flags included, comes back afterwards. */
+   thread; the caller's mode (on x86 with its exception flags) comes back afterwards. */
 #if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
 typedef unsigned int fp_mode;

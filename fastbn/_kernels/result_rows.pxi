@@ -20,7 +20,7 @@ cdef void compute_wide(const Place *at, const Columns *f, Py_ssize_t column, con
     cdef Place value = at[0]
     cdef Py_ssize_t k
     for k in range(LANES):
-        own = of_column(f, column + k)
+        own = coefficients_of(&f.each, (column + k) % f.channels)
         if own.wide:
             compute_each(&value, 1, &own, typed, what)
         value = shifted(&value, sizeof(stored))
@@ -48,7 +48,7 @@ cdef void some_results(const Place *at, Py_ssize_t some, const Columns *f, Py_ss
     own.x, own.dy, own.y = <const char *>x_line, <const char *>dy_line, <const char *>y_line
     own.out, own.dresidual = <char *>line, <char *>g
     compute_line(&own, 0, <stored *>line, <stored *>g, f, column, LANES, what)
-    if f.wide:
+    if stored is not double and f.wide:
         compute_wide(&own, f, column, typed, what)
     memcpy(at.out, line, bytes)
     if reads_y(what):
@@ -70,7 +70,7 @@ cdef inline void put_results(const Place *at, Py_ssize_t i, const stored *line, 
 cdef inline void lines_of_results(const Place *at, const Place *other, bint two, Py_ssize_t length, const Columns *f,
                                   Py_ssize_t column, Py_ssize_t ahead, bint stream, bint holds, bint turns,
                                   const stored *typed, const formula *what) noexcept nogil:
-    """The results of whole lines, all of which begin before the last column; with `two` of those in the other place,
+    """The results of whole lines, which all begin in one row; with `two` of those in the other place,
     too, in turn. What is so many values `ahead` is asked for; 0: as many as is best in a long run.
     """
     cdef stored line[LANES]
@@ -106,12 +106,12 @@ cdef inline void results_of_run(Place at, Place other, bint two, Py_ssize_t leng
     """
     cdef Place here
     cdef Py_ssize_t i = 0, some, first = 0, width = f.width
-    cdef bint turns = stream and turns_lines(&at, what)
-    if stream and not f.wide:
+    cdef bint turns = stream and turns_lines(&at, what), wide = stored is not double and f.wide
+    if stream and not wide:
         first = before_a_line(<const stored *>at.out, length)
     while i < length:
         some = min((width - column + LANES - 1)//LANES, (length - i)//LANES)*LANES
-        if i < first or some == 0 or f.wide:
+        if i < first or some == 0 or wide:
             some = min(LANES, (first if i < first else length) - i)     # before the first line of half types: twice
             here = at
             some_results(&here, some, columns, column, typed, what)

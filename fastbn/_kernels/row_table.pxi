@@ -27,7 +27,7 @@ cdef struct Table:
     bint stream
     Py_ssize_t result_width     # columns whose results are computed together, row after row
     bint in_two_places          # results are computed, a line in each in turn
-    bint second                 # attempt: only the tiles that need it
+    bint second                 # attempt: only tiles with columns that are far
     bint any_far
     double *center              # per column: what the sums are taken about
     char *far                   # per column: whether the loops of a first attempt will not do
@@ -51,7 +51,7 @@ cdef void find_shape(Table *table) noexcept nogil:
 cdef inline Py_ssize_t numbers_of_a_column(const Call *call) noexcept nogil:
     """How many coefficients and bounds the results of a column take."""
     cdef bint slope = call.act.slope != 1
-    if call.from_y and slope:       # four, and four of what is below 0
+    if undoes_a_slope(call):        # four, and four of what is below 0
         return 8
     return 4 + slope + 2*has_gates(call) if call.backward else 3 + 2*slope
 

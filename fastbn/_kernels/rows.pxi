@@ -51,12 +51,9 @@ cdef inline Place place_of_results(const Table *table, Py_ssize_t start, Py_ssiz
 
 
 cdef void apply_rows_in_two_places(const Table *table, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
-    """The same of whole rows: half of them, and as many behind them where lines of the result begin as in the first."""
-    cdef Py_ssize_t rows = CACHE_LINE, half
+    """The same of whole rows: half of them, and as many behind them. (Lines of the result begin alike in all rows.)"""
+    cdef Py_ssize_t half = (end - start)//(2*table.width)*table.width
     cdef Place at[2]
-    while rows > 1 and (rows//2)*table.width*table.loops.itemsize % CACHE_LINE == 0:
-        rows //= 2
-    half = (end - start)//(2*rows*table.width)*rows*table.width
     at[0] = place_of_results(table, start, half)
     at[1] = place_of_results(table, start + half, half)
     table.loops.apply_rows(at, 2, &table.row, 1, half, &table.columns, 0, RESULTS_SOON, True, NULL, NULL)

@@ -19,7 +19,7 @@ cdef inline Place last_values(const Place *at, Py_ssize_t length, stored *x_line
 
 cdef void store_few(const Place *at, Py_ssize_t length, const Coefficients *f, const stored *typed,
                     const formula *what) noexcept nogil:
-    """Fewer than LANES results, by ordinary stores."""
+    """At most LANES results, by ordinary stores."""
     cdef stored x_line[LANES]
     cdef stored dy_line[LANES]
     cdef stored y_line[LANES]
@@ -123,7 +123,7 @@ cdef void store_any(const Place *at, Py_ssize_t length, const Numbers *f, Py_ssi
                     const formula *what) noexcept nogil:
     """Few of them, or any number in float64."""
     cdef Coefficients own
-    if f.wide[k] != 0:
+    if stored is not double and f.wide[k] != 0:
         own = coefficients_as_float64(f, k, typed, what)
         compute_each(at, length, &own, typed, what)
     else:

@@ -25,11 +25,6 @@ cdef inline Py_ssize_t values_before(const stored *out) noexcept nogil:
     return <uintptr_t>out % (LANES*sizeof(stored))//sizeof(stored)
 
 
-cdef inline void begin_carry(Carry *carry, const Call *call, bint holds, bint near, bint asks) noexcept nogil:
-    carry.past, carry.owed = call.stores == PAST_CACHE, 0
-    carry.holds, carry.near, carry.asks = holds, near, asks
-
-
 cdef inline void ask_for_end(const char *end) noexcept nogil:
     if <uintptr_t>end % CACHE_LINE != 0:
         prefetch_line(end)

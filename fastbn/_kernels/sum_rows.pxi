@@ -8,7 +8,7 @@ cdef enum:
     WIDE = 1024                 # ... all in one loop where there are more columns, whose sums no near cache holds
 
 
-cdef struct RowCenters:         # what sums are taken about, and where there is an activation the z of the columns
+cdef struct RowCenters:         # what sums are taken about, and behind an activation its gates and bounds
     const double *center
     const Columns *f
     Py_ssize_t column           # where the sums begin

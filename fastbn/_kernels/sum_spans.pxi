@@ -1,7 +1,7 @@
 # Sums over spans: runs of values of one channel.
 
 
-cdef struct Center:             # what sums are taken about, and where there is an activation where that changes
+cdef struct Center:             # what sums are taken about, and where the derivative of an activation changes
     double center
     Activation act
     Gate gate

@@ -227,6 +227,10 @@ cdef inline bint undoes_a_slope(const Call *call) noexcept nogil:
     return call.from_y and call.act.slope != 1
 
 
+cdef inline Py_ssize_t arrays_read(const Call *call) noexcept nogil:
+    return (call.x != NULL) + (call.dy != NULL) + (call.y != NULL)
+
+
 cdef inline Gate *gates_of(const Call *call) noexcept nogil:
     """Of all channels: what the scratch begins with."""
     return <Gate *>call.scratch
