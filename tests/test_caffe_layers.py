@@ -746,6 +746,25 @@ def test_scale_and_bias_are_broadcast_arithmetic(case, dtype, bias, two_bottoms,
     np.testing.assert_allclose(dsecond if two_bottoms else layer.blobs[0].diff / 2, dshift, **close)
 
 
+@pytest.mark.parametrize("shape", [(3,), (4, 3, 5)], ids=["a channel", "everything"])
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("factor_dtype", DTYPES)
+def test_gradients_of_scale_have_the_types_of_what_they_are_of(factor_dtype, x_dtype, shape):
+    """That of a bias in float64 is not rounded to the type of a second bottom, nor a product to that of x."""
+    axis = 1 if len(shape) == 1 else 0
+    x, dy = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(x_dtype)
+    scale = caffe.Scale(axis, len(shape), bias_term=True, dtype=np.float64)
+    dfactor = scale.backward(dy, out=scale(x, np.ones(shape, factor_dtype)))[1]
+    assert dfactor.dtype == factor_dtype
+    outside = (0, 2) if axis else ()
+    np.testing.assert_allclose(scale.blobs[0].diff, dy.sum(outside, dtype=float), rtol=1e-14)
+    wide = caffe.Scale(axis, len(shape), dtype=np.float64)
+    wide(x * x_dtype(1e20))
+    wide.backward(dy * x_dtype(1e20))  # a product is more than float32 holds
+    expected = 1e40 * (x.astype(float) * dy).sum(outside)
+    np.testing.assert_allclose(wide.blobs[0].diff, expected, rtol=1e-5)
+
+
 def test_wrong_bottoms():
     scale, x = caffe.Scale(bias_term=True), np.ones(SHAPE, np.float32)
     with pytest.raises(ValueError, match=r"scale: expected the shape \(3, 4\)"):

@@ -88,18 +88,23 @@ def apply(
 def gradients(
     dy: np.ndarray, x: np.ndarray, run: Run, factor: np.ndarray, out: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run."""
+    """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run.
+
+    dfactor is of the factor's type. dbias has all that the blob may hold, whatever the factor is.
+    """
     if run.is_everything:
         check_result(out, x, {"dy": dy, "x": x}, {"scale": factor})
         with np.errstate(all="ignore"), DefaultMode():
-            dfactor, dbias = (dy * x).reshape(run.inside), dy.reshape(run.inside).copy()
-        return apply(dy, run, factor, None, out), dfactor, dbias
-    vector = factor.reshape(-1)
+            products = np.multiply(dy, x, dtype=np.result_type(x, factor)).astype(factor.dtype, copy=False)
+            dbias = dy.reshape(run.inside).copy()
+        return apply(dy, run, factor, None, out), products.reshape(run.inside), dbias
+    vector, statistics = factor.reshape(-1), run.constants()
+    any_bias = statistics[0]  # in float64, as its gradient then is
     rest: list[Any] = []
 
     def compute(to: np.ndarray | None) -> np.ndarray:
         found = fastbn.batch_norm_backward(
-            run.view(dy), run.view(x), run.constants(), vector, vector, eps=0.0, training=False, out=to
+            run.view(dy), run.view(x), statistics, vector, any_bias, eps=0.0, training=False, out=to
         )
         rest[:] = found.dgamma, found.dbeta
         assert found.dx is not None
