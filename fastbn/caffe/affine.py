@@ -90,7 +90,7 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(dx, dfactor, dbias) = (dy*factor, sum(dy*x), sum(dy)), sums over the axes outside of the run.
 
-    dfactor is of the factor's type. dbias has all that the blob may hold, whatever the factor is.
+    dfactor is of the factor's type, dbias in float64; of x's where each value of x has a bias of its own.
     """
     if run.is_everything:
         check_result(out, x, {"dy": dy, "x": x}, {"scale": factor})
